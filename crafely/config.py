@@ -1,0 +1,99 @@
+"""Settings: one frozen Struct, read once from the environment.
+
+Every variable starts with ``CRAFELY_``. A name that nobody reads is refused, so that a typing error in a deployment
+is found at start-up and not after an incident.
+"""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+PREFIX = "CRAFELY_"
+
+
+class SettingsError(ValueError):
+    """A variable that cannot be used. The message names the variable and the rule, never the value of a secret."""
+
+
+Port = Annotated[int, Meta(ge=0, le=65535)]
+Count = Annotated[int, Meta(ge=1, le=1024)]
+Seconds = Annotated[float, Meta(gt=0, le=3600)]
+Urls = tuple[str, ...]
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a process is told by its environment. The field ``pool_size`` is the variable ``CRAFELY_POOL_SIZE``."""
+
+    # The database. None: the embedded PostgreSQL in data_dir.
+    database_url: str | None = None
+    data_dir: Path = Path(".crafely")
+    # The folder with postgres, initdb and pg_ctl for the embedded server. None: the wheel's.
+    postgres_bin: Path | None = None
+    # Connections of the pool that serves users; the other roles take a fraction.
+    pool_size: Count = 10
+    # How long a request waits for a connection, and how long one statement may run, in seconds.
+    pool_timeout: Seconds = 5
+    statement_timeout: Seconds = 10
+
+    # HTTP.
+    host: str = "127.0.0.1"
+    port: Port = 8000
+    workers: Annotated[int, Meta(ge=1, le=64)] = 1
+    max_body_bytes: Annotated[int, Meta(ge=1024, le=64 * 1024 * 1024)] = 1024 * 1024
+    request_timeout: Seconds = 30
+    shutdown_grace: Seconds = 20
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    # API keys: the word after crf_, and argon2id's cost. 8 MiB and one pass take about 5 ms; a random 190-bit
+    # secret needs no more (it cannot be guessed, only stolen).
+    key_environment: Annotated[str, Meta(pattern=r"^[a-z]{2,8}(?!\n)$")] = "live"
+    argon2_time_cost: Annotated[int, Meta(ge=1, le=100)] = 1
+    argon2_memory_kib: Annotated[int, Meta(ge=8, le=4 * 1024 * 1024)] = 8 * 1024
+    argon2_parallelism: Annotated[int, Meta(ge=1, le=64)] = 1
+    # Hashes at once (threads), and how many may wait before a request is told to come back.
+    argon2_threads: Annotated[int, Meta(ge=1, le=64)] = 2
+    argon2_queue: Annotated[int, Meta(ge=1, le=100_000)] = 256
+
+    # Clerk. Nothing set: session tokens are refused, API keys still work.
+    clerk_issuer: str | None = None
+    clerk_jwks_url: str | None = None
+    clerk_pem: str | None = None
+    clerk_authorized_parties: Urls = ()
+    # Clerk user ids that hold the permission "admin" when they come with a session token.
+    clerk_admins: tuple[str, ...] = ()
+
+
+_LISTS = {name for name, kind in Settings.__annotations__.items() if "tuple" in str(kind)}
+
+
+def load(environ: Mapping[str, str] = os.environ, **overrides: Any) -> Settings:
+    """The settings of this process.
+
+    Takes the environment and, as keywords, what the command line said; None means that it said nothing. Lists are
+    separated by commas. Raises SettingsError naming the variable and the rule it breaks.
+    """
+    values: dict[str, Any] = {}
+    for name, text in environ.items():
+        field = name.removeprefix(PREFIX).lower()
+        # CRAFELY_TEST_… belongs to the test suite.
+        if not name.startswith(PREFIX) or field.startswith("test_") or text == "":
+            continue
+        if field not in Settings.__struct_fields__:
+            raise SettingsError(f"{name}: no such setting; the README's configuration table lists them all")
+        values[field] = [part.strip() for part in text.split(",") if part.strip()] if field in _LISTS else text
+    values.update({name: value for name, value in overrides.items() if value is not None})
+    try:
+        return msgspec.convert(values, Settings, strict=False, dec_hook=_decode)
+    except msgspec.ValidationError as error:
+        rule, _, path = str(error).partition(" - at `$.")
+        raise SettingsError(f"{PREFIX}{path.rstrip('`').upper()}: {rule}") from None
+
+
+def _decode(kind: type, value: Any) -> Any:
+    if kind is Path:
+        return Path(value)
+    raise NotImplementedError(f"no decoder for {kind}")
