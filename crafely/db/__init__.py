@@ -1,0 +1,1 @@
+"""What knows PostgreSQL, and knows no table and no HTTP."""

@@ -1,0 +1,2 @@
+-- Drops every API key.
+drop table api_keys;

@@ -1,0 +1,2 @@
+-- Drops every agent.
+drop table agents;

@@ -1,0 +1,2 @@
+-- Drops every thread.
+drop table threads;

@@ -1,0 +1,2 @@
+-- Drops every package.
+drop table packages;

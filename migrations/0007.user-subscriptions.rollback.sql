@@ -1,0 +1,2 @@
+-- Drops every subscription.
+drop table user_subscriptions;

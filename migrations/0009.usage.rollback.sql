@@ -1,0 +1,2 @@
+-- Drops all usage, with every month.
+drop table usage;

@@ -1,0 +1,2 @@
+-- Forgets which events were counted.
+drop table usage_events;

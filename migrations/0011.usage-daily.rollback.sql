@@ -1,0 +1,2 @@
+-- Drops the sums; usage itself stays.
+drop table usage_daily;
