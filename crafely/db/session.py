@@ -1,0 +1,257 @@
+"""Pools, roles, identity and transactions.
+
+A session runs each statement for one user in one round trip: psycopg's pipeline mode sends «set_config(…)» and the
+statement together, without BEGIN. PostgreSQL treats what stands before the sync as one implicit transaction
+(https://www.postgresql.org/docs/current/protocol-flow.html#PROTOCOL-FLOW-PIPELINING), so the identity is local to it:
+it works behind a transaction pooler and cannot leak to the next user of the connection.
+"""
+
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import msgspec
+import psycopg
+from psycopg import AsyncConnection, AsyncPipeline, AsyncRawCursor
+from psycopg.conninfo import conninfo_to_dict
+from psycopg_pool import AsyncConnectionPool
+
+from crafely.db.adapters import ADAPTERS
+from crafely.db.query import Result, Statement
+
+Connection = AsyncConnection[tuple[Any, ...]]
+# Told about every statement: its name, its seconds, and whether it failed.
+Observer = Callable[[str, float, bool], None]
+
+_SET_IDENTITY = (
+    b"select set_config('crafely.user_id', $1, true), set_config('crafely.api_key_id', $2, true),"
+    b" set_config('crafely.request_id', $3, true)"
+)
+# How long the server may take to answer a new connection.
+CONNECT_SECONDS = 5
+# Statements that are prepared on one connection; far more than there are files.
+_PREPARED_MAX = 1000
+
+
+class Identity(msgspec.Struct, frozen=True):
+    """Who a statement runs for. Row-level security reads the user, the audit trail reads all three."""
+
+    user_id: str
+    api_key_id: str = ""
+    request_id: str = ""
+
+
+NOBODY = Identity(user_id="")
+
+
+class WrongRoleError(RuntimeError):
+    """A statement was given to a session whose role its header does not name, or a login is not of the role."""
+
+
+class DatabaseUnavailableError(ConnectionError):
+    """The database cannot be reached, or refuses us: one line that says why, without the password."""
+
+
+class Transaction:
+    """Runs statements on one connection, in one transaction. Made by ``Session.transaction``."""
+
+    def __init__(self, connection: Connection, pipeline: AsyncPipeline, role: str, observe: Observer) -> None:
+        self._connection = connection
+        self._pipeline = pipeline
+        self._role = role
+        self._observe = observe
+
+    async def execute(self, statement: Statement, values: Sequence[Any]) -> Result:
+        """Runs a statement; nothing of it stays unless the whole transaction commits."""
+        _check_role(statement, self._role)
+        with _Watch(statement.name, self._observe):
+            cursor = _cursor(self._connection, statement)
+            await cursor.execute(statement.text, values, prepare=True)
+            await self._pipeline.sync()
+            return await _result(cursor, statement)
+
+
+class Session:
+    """Runs each statement in a transaction of its own, as one role, for one identity. Made by ``Database.session``."""
+
+    def __init__(self, pool: AsyncConnectionPool[Connection], role: str, identity: Identity, observe: Observer) -> None:
+        self._pool = pool
+        self._role = role
+        self._identity = identity
+        self._observe = observe
+
+    async def execute(self, statement: Statement, values: Sequence[Any]) -> Result:
+        """Runs a statement in one round trip. A plan that a migration made stale is made anew, once."""
+        _check_role(statement, self._role)
+        with _Watch(statement.name, self._observe):
+            async with self._pool.connection() as connection:
+                try:
+                    return await self._once(connection, statement, values)
+                except (psycopg.errors.FeatureNotSupported, psycopg.errors.InvalidSqlStatementName):
+                    # "cached plan must not change result type", or a pooler gave us another server connection. The
+                    # statement had no effect; psycopg forgets its prepared statements when it sees this command.
+                    await connection.execute("deallocate all")
+                    return await self._once(connection, statement, values)
+
+    async def _once(self, connection: Connection, statement: Statement, values: Sequence[Any]) -> Result:
+        cursor = _cursor(connection, statement)
+        if self._identity is NOBODY:
+            await cursor.execute(statement.text, values, prepare=True)
+            return await _result(cursor, statement)
+        async with connection.pipeline():
+            await _identify(connection, self._identity)
+            await cursor.execute(statement.text, values, prepare=True)
+        return await _result(cursor, statement)
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[Transaction]:
+        """Several statements that happen together or not at all.
+
+        BEGIN and the identity travel with the first statement: n statements take n + 1 round trips.
+        """
+        async with (
+            self._pool.connection() as connection,
+            connection.pipeline() as pipeline,
+            connection.transaction(),
+        ):
+            if self._identity is not NOBODY:
+                await _identify(connection, self._identity)
+            yield Transaction(connection, pipeline, self._role, self._observe)
+
+
+class Database:
+    """The pools of one process: one for each role that it uses, so that no connection can do more than its role."""
+
+    def __init__(  # what one process needs to know of its database, nothing more
+        self,
+        url: str,
+        *,
+        size: int,
+        pool_timeout: float,
+        statement_timeout: float,
+        roles: Sequence[str] = ("crafely_app", "crafely_auth", "crafely_meter", "crafely_admin"),
+        observe: Observer = lambda *_: None,
+    ) -> None:
+        """Takes a libpq URL, the size of the pool that serves users, and two limits in seconds. Opens nothing yet."""
+        self._url = url
+        self._timeout = pool_timeout
+        self._statement_timeout = statement_timeout
+        self._observe = observe
+        # Users' statements are most of the work; the other roles run few, short ones.
+        self.pools = {role: self._pool(role, size if role == "crafely_app" else max(2, size // 4)) for role in roles}
+
+    def _pool(self, role: str, size: int) -> AsyncConnectionPool[Connection]:
+        async def configure(connection: Connection) -> None:
+            connection.prepared_max = _PREPARED_MAX
+            cursor = await connection.execute("select current_user")
+            if (row := await cursor.fetchone()) and row[0] != role:
+                # A pooler that drops the option would leave us with all the rights of the login.
+                raise WrongRoleError(f"this connection runs as {row[0]}, not as {role}")
+
+        return AsyncConnectionPool(
+            self._url,
+            min_size=1,
+            max_size=size,
+            open=False,
+            timeout=self._timeout,
+            max_waiting=size * 100,
+            max_idle=300,
+            name=role,
+            configure=configure,
+            connection_class=AsyncConnection,
+            kwargs=self._options(role),
+        )
+
+    def _options(self, role: str) -> dict[str, Any]:
+        """How a connection of this role is made: the role and the limits are what RESET goes back to."""
+        given = conninfo_to_dict(self._url)
+        milliseconds = int(self._statement_timeout * 1000)
+        settings = {
+            "role": role,
+            "statement_timeout": milliseconds,
+            "idle_in_transaction_session_timeout": milliseconds,
+            "lock_timeout": milliseconds // 2,
+            "timezone": "UTC",
+            # Compiling a plan costs more than any of these short statements.
+            "jit": "off",
+        }
+        return {
+            "autocommit": True,
+            "context": ADAPTERS,
+            "application_name": given.get("application_name") or f"crafely {role.removeprefix('crafely_')}",
+            "connect_timeout": given.get("connect_timeout") or CONNECT_SECONDS,
+            "options": " ".join([str(given.get("options") or ""), *(f"-c {k}={v}" for k, v in settings.items())]),
+        }
+
+    async def open(self) -> None:
+        """Connects each pool once. Raises DatabaseUnavailableError or WrongRoleError with one line that says why."""
+        try:
+            # What a pool would only log and try again, asked once by ourselves, so that it can be said.
+            for role in self.pools:
+                probe = await AsyncConnection.connect(self._url, **self._options(role))
+                await probe.close()
+        except psycopg.Error as error:
+            raise DatabaseUnavailableError(unavailable(self._url, error)) from None
+        for pool in self.pools.values():
+            await pool.open(wait=True, timeout=self._timeout * 2)
+
+    async def close(self) -> None:
+        """Gives every connection back to the server."""
+        for pool in self.pools.values():
+            await pool.close()
+
+    def session(self, role: str, identity: Identity = NOBODY) -> Session:
+        """A session of one role for one identity: cheap, one for each request. Connections are taken a statement."""
+        return Session(self.pools[role], role, identity, self._observe)
+
+
+def unavailable(url: str, error: psycopg.Error) -> str:
+    """One line that says which database cannot be used and why; it holds no password."""
+    try:
+        where = conninfo_to_dict(url)
+        place = f"{where.get('host') or 'the local socket'}, database {where.get('dbname') or 'of the same name'}"
+    except psycopg.ProgrammingError:
+        return "the database URL is not one that libpq understands: postgresql://user@host:port/database"
+    # libpq says the last thing it tried last; the address before it is ours already.
+    reason = str(error).strip().splitlines()[-1].strip() if str(error).strip() else type(error).__name__
+    return f"cannot use the database at {place}: {reason}"
+
+
+def _check_role(statement: Statement, role: str) -> None:
+    if role not in statement.header.roles:
+        raise WrongRoleError(f"{statement.name} runs as {', '.join(statement.header.roles)}, not as {role}")
+
+
+def _cursor(connection: Connection, statement: Statement) -> AsyncRawCursor[Any]:
+    cursor = AsyncRawCursor(connection, row_factory=lambda _: statement.make_row)
+    cursor.format = psycopg.pq.Format.BINARY
+    return cursor
+
+
+async def _identify(connection: Connection, identity: Identity) -> None:
+    values = (identity.user_id, identity.api_key_id, identity.request_id)
+    await AsyncRawCursor(connection).execute(_SET_IDENTITY, values, prepare=True)
+
+
+async def _result(cursor: AsyncRawCursor[Any], statement: Statement) -> Result:
+    if statement.row_type is not None:
+        rows = await cursor.fetchall()
+        return Result(rows, len(rows))
+    return Result([], cursor.rowcount)
+
+
+class _Watch:
+    """Tells the observer how long the body took and whether it raised."""
+
+    __slots__ = ("_begin", "_name", "_observe")
+
+    def __init__(self, name: str, observe: Observer) -> None:
+        self._name = name
+        self._observe = observe
+
+    def __enter__(self) -> None:
+        self._begin = time.perf_counter()
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        self._observe(self._name, time.perf_counter() - self._begin, kind is not None)

@@ -1,0 +1,89 @@
+"""Agents: ``sql/agents/``."""
+
+from datetime import datetime
+
+import msgspec
+from msgspec import UNSET, UnsetType
+
+from crafely.db.query import Executor, Row, sql
+
+
+class AgentSummary(Row, frozen=True):
+    """An agent in a list: without what makes it long."""
+
+    id: str
+    name: str
+    created_at: datetime
+    updated_at: datetime
+
+
+class AgentThread(Row, frozen=True):
+    """A thread of an agent: without its instructions."""
+
+    id: str
+    agent_id: str
+    name: str
+    storage_id: str | None
+    model: str | None
+    created_at: datetime
+    updated_at: datetime
+
+
+class Agent(Row, frozen=True):
+    """An agent. ``tools`` is a JSON array, as it was given."""
+
+    id: str
+    name: str
+    instructions: str
+    tools: msgspec.Raw | None
+    context: str | None
+    created_at: datetime
+    updated_at: datetime
+    # Live threads, newest first, where they were asked for.
+    threads: list[AgentThread] | UnsetType = UNSET
+
+
+@sql
+async def create(
+    db: Executor, *, user_id: str, name: str, instructions: str, tools: msgspec.Raw | None, context: str | None
+) -> Agent:
+    """A new agent."""
+
+
+@sql
+async def get(db: Executor, *, id: str, user_id: str) -> Agent | None:
+    """One of the user's live agents."""
+
+
+@sql
+async def get_with_threads(db: Executor, *, id: str, user_id: str, take: int) -> Agent | None:
+    """One of the user's live agents with so many of its live threads, newest first."""
+
+
+@sql
+async def list_for_user(
+    db: Executor, *, user_id: str, before: datetime, before_id: str, take: int, skip: int
+) -> list[AgentSummary]:
+    """The user's live agents, newest first, from a position on."""
+
+
+@sql
+async def list_by_name(
+    db: Executor, *, user_id: str, name: str, before: datetime, before_id: str, take: int, skip: int
+) -> list[AgentSummary]:
+    """The user's live agents whose name begins so, whatever its case, newest first, from a position on."""
+
+
+@sql
+async def update(db: Executor, *, id: str, user_id: str, changes: msgspec.Raw) -> Agent | None:
+    """Changes the columns that the JSON object names: name, instructions, tools, context."""
+
+
+@sql
+async def delete(db: Executor, *, id: str, user_id: str) -> int:
+    """Deletes a live agent softly. Gives 0 where there is none, else 1."""
+
+
+@sql
+async def restore(db: Executor, *, id: str, user_id: str) -> Agent | None:
+    """Brings a deleted agent back; a live one stays as it is."""

@@ -1,0 +1,99 @@
+"""API keys: ``sql/api_keys/``."""
+
+from datetime import datetime
+
+import msgspec
+
+from crafely.db.query import Executor, Row, sql
+
+
+class ApiKey(Row, frozen=True):
+    """An API key as its owner sees it: never the secret, never its hash."""
+
+    id: str
+    key_id: str
+    name: str | None
+    prefix: str | None
+    permissions: list[str]
+    active: bool
+    expires_at: datetime | None
+    rate_limit: int | None
+    last_used_at: datetime | None
+    created_at: datetime
+    updated_at: datetime
+
+
+class KeyRecord(Row, frozen=True):
+    """What a request is authenticated against. Never leaves the process."""
+
+    id: str
+    key_id: str
+    hashed_key: str
+    user_id: str
+    permissions: list[str]
+    active: bool
+    expires_at: datetime | None
+    rate_limit: int | None
+
+    def __repr__(self) -> str:
+        return f"KeyRecord({self.id})"
+
+
+@sql
+async def create(
+    db: Executor,
+    *,
+    user_id: str,
+    key_id: str,
+    hashed_key: str,
+    name: str | None,
+    prefix: str | None,
+    permissions: list[str],
+    expires_at: datetime | None,
+    rate_limit: int | None,
+) -> ApiKey:
+    """A new key. Takes the public half of the token and the argon2id hash of its secret half."""
+
+
+@sql
+async def get(db: Executor, *, id: str, user_id: str) -> ApiKey | None:
+    """One of the user's keys, active or not."""
+
+
+@sql
+async def list_for_user(
+    db: Executor, *, user_id: str, before: datetime, before_id: str, take: int, skip: int
+) -> list[ApiKey]:
+    """The user's keys, active or not, newest first, from a position on."""
+
+
+@sql
+async def list_by_active(
+    db: Executor, *, user_id: str, active: bool, before: datetime, before_id: str, take: int, skip: int
+) -> list[ApiKey]:
+    """The user's active (or revoked) keys, newest first, from a position on."""
+
+
+@sql
+async def update(db: Executor, *, id: str, user_id: str, changes: msgspec.Raw) -> ApiKey | None:
+    """Changes the columns that the JSON object names: name, permissions, expires_at, rate_limit."""
+
+
+@sql
+async def revoke(db: Executor, *, id: str, user_id: str) -> int:
+    """Revokes a key for good. Gives 0 where the user has no such key, else 1."""
+
+
+@sql
+async def rehash(db: Executor, *, id: str, user_id: str, hashed_key: str) -> int:
+    """Replaces the hash of a secret that was just verified."""
+
+
+@sql
+async def lookup(db: Executor, *, key_ids: list[str]) -> list[KeyRecord]:
+    """The keys of these public ids, of any user, in no order; unknown ids give nothing."""
+
+
+@sql
+async def touch(db: Executor, *, ids: list[str], used_at: list[datetime]) -> int:
+    """Notes when keys were last used, never backwards. Two arrays of one length."""

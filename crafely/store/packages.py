@@ -1,0 +1,53 @@
+"""Packages: ``sql/packages/``."""
+
+from datetime import datetime
+from decimal import Decimal
+
+import msgspec
+
+from crafely.db.query import Executor, Row, sql
+
+
+class Package(Row, frozen=True):
+    """A package. ``price`` has two places; ``interval`` is month or year."""
+
+    id: str
+    name: str
+    description: str | None
+    price: Decimal
+    features: list[str]
+    interval: str
+    active: bool
+    created_at: datetime
+    updated_at: datetime
+
+
+@sql
+async def create(
+    db: Executor,
+    *,
+    name: str,
+    description: str | None,
+    price: Decimal,
+    features: list[str],
+    interval: str,
+    active: bool,
+) -> Package:
+    """A new package."""
+
+
+@sql
+async def get(db: Executor, *, id: str) -> Package | None:
+    """One package, sold or not."""
+
+
+@sql
+async def list_all(
+    db: Executor, *, active: bool | None, before: datetime, before_id: str, take: int, skip: int
+) -> list[Package]:
+    """Packages, newest first, from a position on: those that are sold, those that are not, or (None) all."""
+
+
+@sql
+async def update(db: Executor, *, id: str, changes: msgspec.Raw) -> Package | None:
+    """Changes the columns that the JSON object names: name, description, price, features, interval, active."""

@@ -1,0 +1,83 @@
+"""Threads: ``sql/threads/``."""
+
+from datetime import datetime
+
+import msgspec
+
+from crafely.db.query import Executor, Row, sql
+
+
+class ThreadSummary(Row, frozen=True):
+    """A thread in a list: without its instructions."""
+
+    id: str
+    agent_id: str | None
+    name: str
+    storage_id: str | None
+    model: str | None
+    created_at: datetime
+    updated_at: datetime
+
+
+class Thread(Row, frozen=True):
+    """A thread, with an agent or without one."""
+
+    id: str
+    agent_id: str | None
+    name: str
+    storage_id: str | None
+    instructions: str | None
+    model: str | None
+    created_at: datetime
+    updated_at: datetime
+
+
+@sql
+async def create(
+    db: Executor,
+    *,
+    user_id: str,
+    name: str,
+    storage_id: str | None,
+    instructions: str | None,
+    model: str | None,
+    agent_id: str | None,
+) -> Thread | None:
+    """A new thread; None where the user has no such live agent."""
+
+
+@sql
+async def get(db: Executor, *, id: str, user_id: str) -> Thread | None:
+    """One of the user's live threads."""
+
+
+@sql
+async def list_for_user(
+    db: Executor, *, user_id: str, before: datetime, before_id: str, take: int, skip: int
+) -> list[ThreadSummary]:
+    """The user's live threads, newest first, from a position on."""
+
+
+@sql
+async def list_for_agent(
+    db: Executor, *, user_id: str, agent_id: str, before: datetime, before_id: str, take: int, skip: int
+) -> list[ThreadSummary]:
+    """One agent's live threads, newest first, from a position on."""
+
+
+@sql
+async def update(db: Executor, *, id: str, user_id: str, changes: msgspec.Raw) -> Thread | None:
+    """Changes the columns that the JSON object names: name, storage_id, instructions, model, agent_id.
+
+    None where there is no such thread, or no such live agent.
+    """
+
+
+@sql
+async def delete(db: Executor, *, id: str, user_id: str) -> int:
+    """Deletes a live thread softly. Gives 0 where there is none, else 1."""
+
+
+@sql
+async def restore(db: Executor, *, id: str, user_id: str) -> Thread | None:
+    """Brings a deleted thread back; a live one stays as it is."""

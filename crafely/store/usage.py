@@ -1,0 +1,149 @@
+"""Usage and its daily sums: ``sql/usage/``."""
+
+from datetime import date, datetime
+from decimal import Decimal
+
+import msgspec
+
+from crafely.db.query import Executor, Row, sql
+
+
+class Usage(Row, frozen=True):
+    """One metered call. ``cost`` has twelve places; ``metadata`` is a JSON object, as it was given."""
+
+    id: str
+    api_key_id: str
+    event_id: str | None
+    provider: str | None
+    model: str | None
+    type: str | None
+    tokens_in: int | None
+    tokens_out: int | None
+    tokens_total: int | None
+    cost: Decimal | None
+    currency: str | None
+    metadata: msgspec.Raw | None
+    created_at: datetime
+
+
+class Recorded(Row, frozen=True):
+    """What became of one record: recorded, duplicate (its event was counted before) or unknown_key (not counted).
+
+    ``id`` is None for an unknown key, and for a duplicate whose first was being recorded in the same moment.
+    """
+
+    status: str
+    id: str | None
+
+
+class UsageStats(Row, frozen=True):
+    """Sums of a group. A column that was not grouped by is None, as is one that the usage did not name."""
+
+    day: date | None
+    provider: str | None
+    model: str | None
+    type: str | None
+    currency: str | None
+    records: int
+    tokens_in: int
+    tokens_out: int
+    tokens_total: int
+    cost: Decimal
+
+
+class DailyUsage(Row, frozen=True):
+    """Sums of one UTC day in one currency."""
+
+    day: date
+    currency: str | None
+    records: int
+    tokens_in: int
+    tokens_out: int
+    tokens_total: int
+    cost: Decimal
+
+
+class DailyUsageByUser(Row, frozen=True):
+    """Sums of one user's UTC day in one currency."""
+
+    user_id: str
+    day: date
+    currency: str | None
+    records: int
+    tokens_in: int
+    tokens_out: int
+    tokens_total: int
+    cost: Decimal
+
+
+@sql
+async def record(db: Executor, *, records: msgspec.Raw) -> list[Recorded]:
+    """Records usage and adds it to the daily sums, in one transaction.
+
+    Takes a JSON array of objects with the columns of ``usage`` but id; created_at may be left out. Gives one line for
+    each record, in order.
+    """
+
+
+@sql
+async def list_for_user(
+    db: Executor,
+    *,
+    user_id: str,
+    from_time: datetime,
+    provider: str | None,
+    model: str | None,
+    type: str | None,
+    before: datetime,
+    before_id: str,
+    take: int,
+    skip: int,
+) -> list[Usage]:
+    """The user's usage since a time, newest first, from a position on."""
+
+
+@sql
+async def list_for_api_key(
+    db: Executor,
+    *,
+    user_id: str,
+    api_key_id: str,
+    from_time: datetime,
+    provider: str | None,
+    model: str | None,
+    type: str | None,
+    before: datetime,
+    before_id: str,
+    take: int,
+    skip: int,
+) -> list[Usage]:
+    """One key's usage since a time, newest first, from a position on."""
+
+
+@sql
+async def stats(
+    db: Executor,
+    *,
+    user_id: str,
+    from_time: datetime,
+    to_time: datetime,
+    group_by: list[str],
+    take: int,
+    skip: int,
+) -> list[UsageStats]:
+    """Sums from a time (included) to a time (excluded), by any of day, provider, model, type, and by currency."""
+
+
+@sql
+async def daily(db: Executor, *, user_id: str, from_day: date, to_day: date, take: int, skip: int) -> list[DailyUsage]:
+    """Sums by UTC day and currency, newest first, from a day (included) to a day (excluded)."""
+
+
+@sql
+async def daily_by_user(db: Executor, *, from_day: date, to_day: date, take: int, skip: int) -> list[DailyUsageByUser]:
+    """Every user's sums by UTC day and currency, newest first, from a day (included) to a day (excluded)."""
+
+
+@sql
+async def forget_events(db: Executor, *, older_than: datetime) -> int:
+    """Forgets event ids that are older. Gives how many."""

@@ -1,0 +1,9 @@
+-- sql/agents/delete.sql
+-- Deletes a live agent softly. Its threads stay as they are.
+-- returns: count
+-- uses: agents_pkey
+update agents
+set deleted_at = now()
+where id = :id
+    and user_id = :user_id
+    and deleted_at is null;

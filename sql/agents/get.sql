@@ -1,0 +1,9 @@
+-- sql/agents/get.sql
+-- One of the user's live agents.
+-- returns: maybe Agent
+-- uses: agents_pkey
+select id, name, instructions, tools, context, created_at, updated_at
+from agents
+where id = :id
+    and user_id = :user_id
+    and deleted_at is null;

@@ -1,0 +1,14 @@
+-- sql/agents/update.sql
+-- Changes what :changes names, a JSON object of columns; what it does not name stays.
+-- returns: maybe Agent
+-- uses: agents_pkey
+update agents a
+set (name, instructions, tools, context) = (
+    -- The row itself is the base: a column that :changes does not name keeps its value.
+    select c.name, c.instructions, c.tools, c.context
+    from jsonb_populate_record(a, :changes::jsonb) as c
+)
+where id = :id
+    and user_id = :user_id
+    and deleted_at is null
+returning id, name, instructions, tools, context, created_at, updated_at;

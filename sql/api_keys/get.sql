@@ -1,0 +1,8 @@
+-- sql/api_keys/get.sql
+-- One of the user's keys, active or not.
+-- returns: maybe ApiKey
+-- uses: api_keys_pkey
+select id, key_id, name, prefix, permissions, active, expires_at, rate_limit, last_used_at, created_at, updated_at
+from api_keys
+where id = :id
+    and user_id = :user_id;

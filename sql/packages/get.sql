@@ -1,0 +1,8 @@
+-- sql/packages/get.sql
+-- One package, sold or not.
+-- returns: maybe Package
+-- role: crafely_app, crafely_admin
+-- uses: packages_pkey
+select id, name, description, price, features, "interval", active, created_at, updated_at
+from packages
+where id = :id;

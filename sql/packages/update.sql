@@ -1,0 +1,13 @@
+-- sql/packages/update.sql
+-- Changes what :changes names, a JSON object of columns; what it does not name stays.
+-- returns: maybe Package
+-- role: crafely_admin
+-- uses: packages_pkey
+update packages p
+set (name, description, price, features, "interval", active) = (
+    -- The row itself is the base: a column that :changes does not name keeps its value.
+    select c.name, c.description, c.price, c.features, c."interval", c.active
+    from jsonb_populate_record(p, :changes::jsonb) as c
+)
+where id = :id
+returning id, name, description, price, features, "interval", active, created_at, updated_at;

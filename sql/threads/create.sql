@@ -1,0 +1,14 @@
+-- sql/threads/create.sql
+-- A new thread, alone or under one of the user's live agents. No row: there is no such agent.
+-- returns: maybe Thread
+insert into threads (name, storage_id, instructions, model, user_id, agent_id)
+select :name, :storage_id, :instructions, :model, :user_id, :agent_id::text
+where :agent_id::text is null
+    or exists (
+        select
+        from agents
+        where id = :agent_id::text
+            and user_id = :user_id
+            and deleted_at is null
+    )
+returning id, agent_id, name, storage_id, instructions, model, created_at, updated_at;

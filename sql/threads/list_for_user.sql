@@ -1,0 +1,12 @@
+-- sql/threads/list_for_user.sql
+-- The user's live threads, newest first, from a position on; without their instructions.
+-- returns: many ThreadSummary
+-- uses: threads_user_id_created_at_id_idx
+select id, agent_id, name, storage_id, model, created_at, updated_at
+from threads
+where user_id = :user_id
+    and deleted_at is null
+    and (created_at, id) < (:before, :before_id)
+order by created_at desc, id desc
+limit :take
+offset :skip;

@@ -1,0 +1,89 @@
+-- sql/usage/record.sql
+-- Records usage: an array of records in, one line for each out, in order. In one statement, so in one transaction: the
+-- ledger of event ids, the rows themselves, and the daily sums. A record against a key that is not its user's, or one
+-- whose event was counted before, is not counted and says so; it does not hinder the others.
+-- returns: many Recorded
+-- role: crafely_meter, crafely_app
+with input as materialized (
+    select
+        r.position,
+        concat('use_', gen_random_uuid()) as id,
+        coalesce(r.created_at, now()) as created_at,
+        r.user_id, r.api_key_id, r.provider, r.model, r.type, r.tokens_in, r.tokens_out, r.tokens_total, r.cost,
+        r.currency, r.metadata, r.event_id,
+        exists (
+            select
+            from api_keys k
+            where k.id = r.api_key_id
+                and k.user_id = r.user_id
+        ) as has_key
+    from rows from (
+        jsonb_to_recordset(:records::jsonb) as (
+            user_id text, api_key_id text, created_at timestamptz, provider text, model text, type text,
+            tokens_in integer, tokens_out integer, tokens_total integer, cost numeric, currency text,
+            metadata jsonb, event_id text
+        )
+    ) with ordinality as r (
+        user_id, api_key_id, created_at, provider, model, type, tokens_in, tokens_out, tokens_total, cost, currency,
+        metadata, event_id, position
+    )
+),
+-- Sorted, as are the sums below: two workers that touch the same rows then wait for each other and never in a circle.
+ledger as (
+    insert into usage_events (user_id, event_id, usage_id)
+    select distinct on (user_id, event_id) user_id, event_id, id
+    from input
+    where has_key
+        and event_id is not null
+    order by user_id, event_id, position
+    on conflict (user_id, event_id) do nothing
+    returning user_id, event_id, usage_id
+),
+counted as materialized (
+    select i.*
+    from input i
+    where i.has_key
+        and (i.event_id is null or i.id in (select usage_id from ledger))
+),
+inserted as (
+    insert into usage (
+        id, created_at, api_key_id, user_id, provider, model, type, tokens_in, tokens_out, tokens_total, cost, currency,
+        metadata, event_id
+    )
+    select
+        id, created_at, api_key_id, user_id, provider, model, type, tokens_in, tokens_out, tokens_total, cost, currency,
+        metadata, event_id
+    from counted
+),
+summed as (
+    insert into usage_daily (
+        user_id, day, provider, model, type, currency, records, tokens_in, tokens_out, tokens_total, cost
+    )
+    select
+        user_id, (created_at at time zone 'utc')::date as day, provider, model, type, currency, count(*),
+        coalesce(sum(tokens_in), 0), coalesce(sum(tokens_out), 0), coalesce(sum(tokens_total), 0),
+        coalesce(sum(cost), 0)
+    from counted
+    group by user_id, day, provider, model, type, currency
+    order by user_id, day, provider, model, type, currency
+    on conflict (user_id, day, provider, model, type, currency) do update
+    set records = usage_daily.records + excluded.records,
+        tokens_in = usage_daily.tokens_in + excluded.tokens_in,
+        tokens_out = usage_daily.tokens_out + excluded.tokens_out,
+        tokens_total = usage_daily.tokens_total + excluded.tokens_total,
+        cost = usage_daily.cost + excluded.cost
+)
+select
+    case
+        when not i.has_key then 'unknown_key'
+        when i.event_id is null or i.id = l.usage_id then 'recorded'
+        else 'duplicate'
+    end as status,
+    -- Of a duplicate, the id that was recorded: in this call (ledger) or before it.
+    case
+        when i.has_key then coalesce(l.usage_id, e.usage_id, case when i.event_id is null then i.id end)
+    end as id
+from input i
+left join ledger l on l.user_id = i.user_id and l.event_id = i.event_id
+left join usage_events e on e.user_id = i.user_id and e.event_id = i.event_id
+order by i.position;

@@ -1,0 +1,123 @@
+"""A real PostgreSQL for every test: a server for the run, a migrated template, a database of its own for each test.
+
+The server is the wheel's, in a temporary folder; ``CRAFELY_TEST_POSTGRES`` names another: the folder of its programs
+(/usr/lib/postgresql/15/bin) or the URL of one that runs (postgresql://…, a login that may create databases and roles).
+"""
+
+import itertools
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+from crafely.db import embedded, migrate
+from crafely.db.session import Database, Identity, Session
+
+_names = itertools.count(1)
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[embedded.Server]:
+    """The server of this run, and the programs that fit it."""
+    named = os.environ.get("CRAFELY_TEST_POSTGRES", "")
+    if named.startswith("postgres"):
+        yield embedded.Server(url=named, bin=Path(shutil.which("psql") or "/usr/bin/psql").parent)
+        return
+    with ExitStack() as stack:
+        # Nothing of a test run outlives a power cut, so it need not wait for the disk.
+        options = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off", "max_connections": "200"}
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="crafely-test-", ignore_cleanup_errors=True))
+        programs = Path(named) if named else None
+        yield stack.enter_context(embedded.running(Path(folder), postgres_bin=programs, options=options))
+
+
+@pytest.fixture(scope="session")
+def template(server: embedded.Server) -> Iterator[str]:
+    """The name of a migrated database that nobody is connected to."""
+    name = f"crafely_template_{os.getpid()}"
+    _administer(server, f"create database {name}")
+    migrate.up(_url(server, name))
+    yield name
+    _administer(server, f"drop database {name} with (force)")
+
+
+@pytest.fixture
+def database_url(server: embedded.Server, template: str) -> Iterator[str]:
+    """The URL of a migrated database of the test's own, as the server's superuser."""
+    name = f"crafely_test_{os.getpid()}_{next(_names)}"
+    _administer(server, f"create database {name} template {template}")
+    yield _url(server, name)
+    _administer(server, f"drop database {name} with (force)")
+
+
+@pytest.fixture
+def empty_database(server: embedded.Server) -> Iterator[str]:
+    """The URL of a database with nothing in it."""
+    name = f"crafely_empty_{os.getpid()}_{next(_names)}"
+    _administer(server, f"create database {name}")
+    yield _url(server, name)
+    _administer(server, f"drop database {name} with (force)")
+
+
+@pytest.fixture
+async def database(database_url: str) -> AsyncIterator[Database]:
+    """The pools on the test's database."""
+    database = Database(database_url, size=4, pool_timeout=5, statement_timeout=10)
+    await database.open()
+    yield database
+    await database.close()
+
+
+@pytest.fixture
+def alice(database: Database) -> Session:
+    """What user alice may do."""
+    return database.session("crafely_app", Identity("alice", request_id="test"))
+
+
+@pytest.fixture
+def bob(database: Database) -> Session:
+    """What user bob may do."""
+    return database.session("crafely_app", Identity("bob", request_id="test"))
+
+
+@pytest.fixture
+def superuser(database_url: str) -> Iterator[psycopg.Connection]:
+    """A connection that sees everything, to look at what is really stored."""
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        yield connection
+
+
+@pytest.fixture
+def psql(server: embedded.Server, database_url: str) -> "Psql":
+    """Runs psql on the test's database."""
+    return Psql(server, database_url)
+
+
+class Psql:
+    """psql, as a DBA would run it."""
+
+    def __init__(self, server: embedded.Server, url: str) -> None:
+        self._program = str(server.bin / "psql")
+        self._url = url
+
+    def __call__(self, script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [self._program, "-X", "-q", "-v", "ON_ERROR_STOP=1", "-d", self._url, *arguments]
+        return subprocess.run(command, input=script, capture_output=True, text=True, check=False, timeout=30)
+
+
+def _url(server: embedded.Server, name: str) -> str:
+    parts: dict[str, Any] = conninfo_to_dict(server.url)
+    return make_conninfo(**{**parts, "dbname": name})
+
+
+def _administer(server: embedded.Server, statement: str) -> None:
+    with psycopg.connect(server.url, autocommit=True) as connection:
+        connection.execute(statement.encode())
