@@ -1,0 +1,164 @@
+"""API keys: how programs authenticate, and what each may do.
+
+A key is shown once, when it is made; what is stored is a hash. A revoked key stays revoked.
+"""
+
+from datetime import UTC, datetime
+from typing import Annotated
+
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
+
+from crafely.api.services import changes
+from crafely.api.usage_records import UsageRecord, columns, encode_records
+from crafely.api.wire import Body, Call, ListQuery, Page, Problem, Timestamp, invalid, page, position
+from crafely.auth import keys
+from crafely.auth.permissions import Permissions, duplicates, excess
+from crafely.store import api_keys, usage
+from crafely.store.api_keys import ApiKey
+
+Name = Annotated[str, Meta(min_length=1, max_length=255, description="For people, to tell keys apart.")]
+RateLimit = Annotated[int, Meta(ge=1, le=1_000_000, description="Requests a minute; null is the default limit.")]
+
+
+class NewApiKey(Body, kw_only=True, frozen=True):
+    """What a new key is made from."""
+
+    name: Name | None = None
+    # What the key may do; never more than the key that makes it.
+    permissions: Permissions = []
+    expires_at: Timestamp | None = None
+    rate_limit: RateLimit | None = None
+    # An opening usage record, stored in the same transaction as the key.
+    usage: UsageRecord | None = None
+
+
+class ApiKeyChanges(Body, kw_only=True, frozen=True):
+    """What to change; a field that is not sent stays as it is."""
+
+    name: Name | None | UnsetType = UNSET
+    permissions: Permissions | UnsetType = UNSET
+    expires_at: Timestamp | None | UnsetType = UNSET
+    rate_limit: RateLimit | None | UnsetType = UNSET
+
+
+class CreatedApiKey(ApiKey, frozen=True):
+    """A key just made."""
+
+    # The token itself. It is shown this once and kept nowhere.
+    key: str
+    # The id of the opening usage record, where one was asked for.
+    usage_id: str | None
+
+
+class ListApiKeys(ListQuery, kw_only=True, frozen=True):
+    """Which keys to list."""
+
+    active: Annotated[bool, Meta(description="true: only active keys; false: only revoked ones.")] | None = None
+
+
+async def create(call: Call, body: NewApiKey) -> CreatedApiKey:
+    """Create an API key.
+
+    The answer holds the key itself in `key`, this once: only a hash is stored. A caller can hand out no permission
+    that it does not hold. With `usage`, a first usage record of the new key is stored in the same transaction.
+    """
+    _check_permissions(call, body.permissions)
+    _check_expiry(body.expires_at)
+    if body.usage is not None and body.usage.api_key_id is not None:
+        raise invalid("expected no apiKeyId: the record belongs to the key that is created", pointer="/usage/apiKeyId")
+    new = keys.generate(call.services.settings.key_environment)
+    hashed_key = await call.services.hasher.hash(new.secret)
+    user_id, usage_id = call.caller.user_id, None
+    async with call.services.session(call).transaction() as transaction:
+        row = await api_keys.create(
+            transaction,
+            user_id=user_id,
+            key_id=new.key_id,
+            hashed_key=hashed_key,
+            name=body.name,
+            prefix=new.prefix,
+            permissions=body.permissions,
+            expires_at=body.expires_at,
+            rate_limit=body.rate_limit,
+        )
+        if body.usage is not None:
+            record = columns(body.usage, user_id=user_id, api_key_id=row.id, pointer="/usage")
+            usage_id = (await usage.record(transaction, records=encode_records([record])))[0].id
+    call.headers["Location"] = f"/v1/api-keys/{row.id}"
+    return CreatedApiKey(**msgspec.structs.asdict(row), key=new.token, usage_id=usage_id)
+
+
+async def list_(call: Call, query: ListApiKeys) -> Page[ApiKey]:
+    """List API keys.
+
+    The caller's own, newest first. `active=true` leaves out revoked ones.
+    """
+    before, before_id = position(query)
+    session, user_id = call.services.session(call), call.caller.user_id
+    take, skip = query.take + 1, query.skip or 0
+    if query.active is None:
+        rows = await api_keys.list_for_user(
+            session, user_id=user_id, before=before, before_id=before_id, take=take, skip=skip
+        )
+    else:
+        rows = await api_keys.list_by_active(
+            session, user_id=user_id, active=query.active, before=before, before_id=before_id, take=take, skip=skip
+        )
+    return page(rows, query)
+
+
+async def get(call: Call, id: str) -> ApiKey:
+    """Read an API key.
+
+    Revoked ones can still be read.
+    """
+    return _found(await api_keys.get(call.services.session(call), id=id, user_id=call.caller.user_id))
+
+
+async def update(call: Call, id: str, body: ApiKeyChanges) -> ApiKey:
+    """Change an API key.
+
+    Only what is sent changes. A caller can neither hand out a permission that it does not hold nor change a key that
+    holds one. A revoked key stays revoked.
+    """
+    session, user_id = call.services.session(call), call.caller.user_id
+    if body.permissions is not UNSET:
+        _check_permissions(call, body.permissions)
+    if body.expires_at is not UNSET:
+        _check_expiry(body.expires_at)
+    key = _found(await api_keys.get(session, id=id, user_id=user_id))
+    if excess(call.caller.permissions, key.permissions):
+        raise Problem("insufficient_permissions", "This key holds permissions that the caller does not.")
+    return _found(await api_keys.update(session, id=id, user_id=user_id, changes=changes(body)))
+
+
+async def revoke(call: Call, id: str) -> None:
+    """Revoke an API key.
+
+    It is refused from now on, for good. It can still be read, and its usage stays. Revoking it again changes nothing.
+    """
+    if not await api_keys.revoke(call.services.session(call), id=id, user_id=call.caller.user_id):
+        raise Problem("not_found")
+
+
+def _found(key: ApiKey | None) -> ApiKey:
+    if key is None:
+        raise Problem("not_found")
+    return key
+
+
+def _check_permissions(call: Call, permissions: list[str]) -> None:
+    if twice := duplicates(permissions):
+        raise invalid("expected each permission once", pointer=f"/permissions/{_last(permissions, twice[0])}")
+    if excess(call.caller.permissions, permissions):
+        raise Problem("insufficient_permissions", "A caller can hand out only permissions that it holds.")
+
+
+def _last(permissions: list[str], name: str) -> int:
+    return len(permissions) - 1 - permissions[::-1].index(name)
+
+
+def _check_expiry(expires_at: datetime | None) -> None:
+    if expires_at is not None and expires_at <= datetime.now(UTC):
+        raise invalid("expected a time in the future; to end a key now, revoke it", pointer="/expiresAt")

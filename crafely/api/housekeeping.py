@@ -1,0 +1,44 @@
+"""What a serving process does by itself: small statements, each harmless when several workers run it at once."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+from crafely.api.services import Services
+
+log = logging.getLogger(__name__)
+
+# Seconds between two runs of each.
+TOUCHES = 5.0
+SUBSCRIPTIONS = 60.0
+PARTITIONS = 24 * 3600.0
+
+
+@asynccontextmanager
+async def running(services: Services) -> AsyncIterator[None]:
+    """Runs all housekeeping in the background, each job at once and then at its interval."""
+    jobs: list[tuple[Callable[[], Awaitable[None]], float]] = [
+        (services.flush_touches, TOUCHES),
+        (services.expire_subscriptions, SUBSCRIPTIONS),
+        (services.keep_usage, PARTITIONS),
+    ]
+    tasks = [asyncio.create_task(_repeat(job, seconds), name=job.__name__) for job, seconds in jobs]
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _repeat(job: Callable[[], Awaitable[None]], seconds: float) -> None:
+    while True:
+        try:
+            await job()
+        except Exception:
+            # The next run may find the database again; until then serving matters more.
+            log.exception("housekeeping failed: %s", job.__name__)
+            await asyncio.sleep(min(seconds, SUBSCRIPTIONS))
+        else:
+            await asyncio.sleep(seconds)

@@ -1,0 +1,242 @@
+"""The API's description, OpenAPI 3.1, from the same route table and the same Structs that serve it."""
+
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import msgspec
+from msgspec import inspect
+
+import crafely
+from crafely.api.problems import CODES, CONTENT_TYPE, Problem, ProblemDetails
+from crafely.api.wire import AUTHENTICATED, Operation, Route, signature
+
+Schema = dict[str, Any]
+
+_REF = "#/components/schemas/{name}"
+_DESCRIPTION = """\
+API keys, agents, threads, packages, subscriptions and usage.
+
+Names are camelCase, times RFC 3339 in UTC, decimals strings. Lists give a page and the cursor to the next one. Every
+answer carries X-Request-Id: that of the request if it had one, else a new one. Errors are problem details (RFC 9457).
+"""
+_REQUEST_ID = {
+    "X-Request-Id": {
+        "description": "The request's id, in the server's log too.",
+        "schema": {"type": "string", "pattern": "^[A-Za-z0-9._-]{1,128}$"},
+    }
+}
+_LOCATION = {"Location": {"description": "The address of what was created.", "schema": {"type": "string"}}}
+
+
+def build(routes: Sequence[Route]) -> bytes:
+    """Give the document as JSON.
+
+    Raises TypeError, naming the route, where a handler is not documented or annotated, where an annotation has no JSON
+    form, and where two routes would have one operationId.
+    """
+    operations = [(route, signature(route)) for route in routes]
+    schemas, components = _schemas(operations)
+    paths: dict[str, Schema] = {}
+    taken: set[str] = set()
+    for route, operation in operations:
+        described = _operation(route, operation, schemas)
+        if described["operationId"] in taken:
+            raise TypeError(f"{route.method} {route.path}: another route is {described['operationId']} already")
+        taken.add(described["operationId"])
+        paths.setdefault(route.path, {})[route.method.lower()] = described
+    statuses = sorted({code.status for code in CODES.values()})
+    return msgspec.json.encode(
+        {
+            "openapi": "3.1.0",
+            "info": {"title": "Crafely", "version": crafely.__version__, "description": _DESCRIPTION},
+            "servers": [{"url": "/"}],
+            "tags": _tags(operations),
+            "paths": paths,
+            "components": {
+                "schemas": components,
+                "responses": {f"Problem{status}": _problem(status) for status in statuses},
+                "securitySchemes": {
+                    "bearer": {
+                        "type": "http",
+                        "scheme": "bearer",
+                        "description": "An API key, or a session token of the web application.",
+                    },
+                    "apiKey": {"type": "apiKey", "in": "header", "name": "X-API-Key", "description": "An API key."},
+                },
+            },
+            # Every code that a problem can have; the documentation's page has a section for each.
+            "x-problems": [
+                {"code": name, "status": code.status, "title": code.title, "explanation": code.explanation}
+                for name, code in CODES.items()
+            ],
+        }
+    )
+
+
+def _schemas(operations: list[tuple[Route, Operation]]) -> tuple[dict[int, Schema], dict[str, Any]]:
+    """Make a schema for each body and answer (by the annotation's id()), and the components they refer to."""
+    kinds: list[Any] = [ProblemDetails]
+    for route, operation in operations:
+        for kind in (operation.body, operation.answer):
+            try:
+                msgspec.json.schema_components([kind])
+            except TypeError as error:
+                raise TypeError(f"{route.method} {route.path}: {kind} has no JSON form: {error}") from None
+            kinds.append(kind)
+    schemas, components = msgspec.json.schema_components(kinds, ref_template=_REF)
+    components = dict(components)
+    for struct in _structs(kinds):
+        _date(struct, components)
+    return {id(kind): schema for kind, schema in zip(kinds, schemas, strict=True)}, components
+
+
+def _structs(kinds: Sequence[Any]) -> Iterator[inspect.StructType]:
+    """Find every Struct within some annotations, each once."""
+    # By identity, for every Page[…] has the class Page; one call of multi_type_info makes one object of a type.
+    seen: set[int] = set()
+    waiting: list[Any] = list(inspect.multi_type_info(kinds))
+    while waiting:
+        match waiting.pop():
+            case inspect.StructType() as struct if id(struct) not in seen:
+                seen.add(id(struct))
+                waiting += [field.type for field in struct.fields]
+                yield struct
+            case inspect.UnionType(types=types):
+                waiting += types
+            case inspect.Metadata(type=inner):
+                waiting.append(inner)
+            case inspect.ListType(item_type=item) | inspect.DictType(value_type=item):
+                waiting.append(item)
+
+
+def _date(struct: inspect.StructType, components: dict[str, Any]) -> None:
+    """Say date-time where msgspec says string, for it does so only where the type asks for an offset."""
+    properties: Schema = next(
+        (one["properties"] for one in components.values() if one["title"] == struct.cls.__name__), {}
+    )
+    for field in struct.fields:
+        types = field.type.types if isinstance(field.type, inspect.UnionType) else (field.type,)
+        if any(isinstance(part, inspect.DateTimeType) for part in types) and field.encode_name in properties:
+            schema = properties[field.encode_name]
+            for part in schema.get("anyOf", [schema]):
+                if part.get("type") == "string":
+                    part["format"] = "date-time"
+
+
+def _tags(operations: list[tuple[Route, Operation]]) -> list[Schema]:
+    modules = {operation.noun: route.handler.__module__ for route, operation in operations}
+    return [
+        {"name": _kebab(noun), "description": (sys.modules[module].__doc__ or "").partition("\n")[0]}
+        for noun, module in modules.items()
+    ]
+
+
+def _kebab(noun: str) -> str:
+    return noun.replace("_", "-")
+
+
+def _operation(route: Route, operation: Operation, schemas: dict[int, Schema]) -> Schema:
+    described: Schema = {
+        "operationId": f"{operation.noun}.{operation.name}",
+        "tags": [_kebab(operation.noun)],
+        "summary": operation.summary,
+    }
+    if text := _permission(route):
+        described["x-permission"] = route.permission
+    description = "\n\n".join(part for part in (operation.description, text) if part)
+    if description:
+        described["description"] = description
+    described["security"] = [] if route.permission is None else [{"bearer": []}, {"apiKey": []}]
+    if parameters := [*map(_path_parameter, operation.parameters), *_query_parameters(operation)]:
+        described["parameters"] = parameters
+    if operation.body is not None:
+        content = {"application/json": {"schema": schemas[id(operation.body)]}}
+        described["requestBody"] = {"required": True, "content": content}
+    described["responses"] = _responses(route, operation, schemas)
+    return described
+
+
+def _permission(route: Route) -> str:
+    return f"Takes the permission `{route.permission}`." if route.permission else ""
+
+
+def _path_parameter(name: str) -> Schema:
+    return {"name": name, "in": "path", "required": True, "schema": {"type": "string", "maxLength": 255}}
+
+
+def _query_parameters(operation: Operation) -> Iterator[Schema]:
+    if operation.query is None:
+        return
+    _, components = msgspec.json.schema_components([operation.query], ref_template=_REF)
+    schema = components[operation.query.__name__]
+    for name, field in schema["properties"].items():
+        parameter: Schema = {"name": name, "in": "query", "required": name in schema["required"]}
+        plain = {key: value for key, value in _without_null(field).items() if key != "default" or value is not None}
+        if text := plain.pop("description", None):
+            parameter["description"] = text
+        parameter["schema"] = plain
+        if plain.get("type") == "array":
+            # One parameter, values separated by commas.
+            parameter |= {"style": "form", "explode": False}
+        yield parameter
+
+
+def _without_null(field: Schema) -> Schema:
+    """Give a parameter's schema without null, which a query string cannot say."""
+    options = [option for option in field.get("anyOf", []) if option != {"type": "null"}]
+    if len(options) != 1:
+        return field
+    return {**{key: value for key, value in field.items() if key != "anyOf"}, **options[0]}
+
+
+def _responses(route: Route, operation: Operation, schemas: dict[int, Schema]) -> Schema:
+    if operation.answer in {None, type(None)}:
+        success: Schema = {"description": "Done; there is nothing to say.", "headers": _REQUEST_ID}
+        responses: Schema = {"204": success}
+    else:
+        # Bytes are text, or (this document itself) some JSON object.
+        plain = {"type": "object" if route.media_type == "application/json" else "string"}
+        schema = plain if operation.answer is bytes else schemas[id(operation.answer)]
+        responses = {
+            str(route.status): {
+                "description": "Created." if route.status == 201 else "The answer.",
+                "headers": {**_REQUEST_ID, **(_LOCATION if route.status == 201 else {})},
+                "content": {route.media_type: {"schema": schema}},
+            }
+        }
+    for status in _problem_statuses(route, operation):
+        responses[str(status)] = {"$ref": f"#/components/responses/Problem{status}"}
+    return responses
+
+
+def _problem_statuses(route: Route, operation: Operation) -> list[int]:
+    statuses = {422, 500, 503}
+    if route.permission is not None:
+        statuses.add(401)
+    if route.permission not in {None, AUTHENTICATED}:
+        statuses.add(403)
+    if operation.parameters:
+        statuses.add(404)
+    if operation.body is not None:
+        statuses |= {400, 413, 415}
+    if route.method in {"POST", "PATCH"}:
+        statuses.add(409)
+    return sorted(statuses)
+
+
+def _problem(status: int) -> Schema:
+    codes = {name: code for name, code in CODES.items() if code.status == status}
+    return {
+        "description": " ".join(f"`{name}`: {code.explanation}" for name, code in codes.items()),
+        "headers": _REQUEST_ID,
+        "content": {
+            CONTENT_TYPE: {
+                "schema": {"$ref": _REF.format(name="ProblemDetails")},
+                "examples": {name: {"value": msgspec.Raw(Problem(name).body(_EXAMPLE_ID))} for name in codes},
+            }
+        },
+    }
+
+
+_EXAMPLE_ID = "5f0c9e7ad2b84b3fa2f5c1f0d9c6a7e1"

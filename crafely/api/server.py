@@ -1,0 +1,90 @@
+"""The aiohttp application, and serving it with one process. ``workers.py`` serves it with several."""
+
+import asyncio
+import logging
+import signal
+import socket
+from collections.abc import AsyncIterator, Callable
+
+import uvloop
+from aiohttp import web
+
+from crafely.api import ROUTES, housekeeping, openapi
+from crafely.api.middleware import middleware
+from crafely.api.services import Services
+from crafely.api.wire import mount
+from crafely.config import Settings
+
+log = logging.getLogger("crafely")
+
+# Connections that wait to be accepted.
+BACKLOG = 1024
+# Seconds that an idle connection is kept for its client's next request.
+KEEPALIVE = 75.0
+# The request line and each header, in bytes.
+MAX_HEADER = 16 * 1024
+
+
+def application(settings: Settings, url: str) -> web.Application:
+    """The application on the database at a libpq URL.
+
+    It connects when it starts (DatabaseUnavailableError) and does its housekeeping while it runs.
+    """
+    services = Services(settings, url, openapi.build(ROUTES))
+    app = web.Application(
+        middlewares=[middleware(settings.request_timeout)],
+        client_max_size=settings.max_body_bytes,
+        logger=log,
+    )
+    mount(app, ROUTES, services)
+
+    async def running(_: web.Application) -> AsyncIterator[None]:
+        try:
+            await services.database.open()
+            async with housekeeping.running(services):
+                yield
+        finally:
+            await services.close()
+
+    app.cleanup_ctx.append(running)
+    return app
+
+
+def serve(settings: Settings, url: str, sock: socket.socket, ready: Callable[[], None]) -> int:
+    """Serves with this process, until SIGINT or SIGTERM; calls ``ready`` when requests are answered.
+
+    Then no new connection is taken, requests in flight have ``shutdown_grace`` seconds to finish, and all is closed.
+    Gives the exit code.
+    """
+    uvloop.run(_serve(settings, url, sock, ready))
+    return 0
+
+
+async def _serve(settings: Settings, url: str, sock: socket.socket, ready: Callable[[], None]) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    app_runner = runner(settings, url)
+    try:
+        await app_runner.setup()
+        await web.SockSite(app_runner, sock, backlog=BACKLOG).start()
+        ready()
+        await stop.wait()
+        log.info("stopping: requests in flight have %g s to finish", settings.shutdown_grace)
+    finally:
+        # A second Ctrl-C must not cut the clean-up short.
+        await app_runner.cleanup()
+
+
+def runner(settings: Settings, url: str) -> web.AppRunner:
+    """The application with the limits of its HTTP."""
+    return web.AppRunner(
+        application(settings, url),
+        access_log=None,  # the middleware writes a better one
+        keepalive_timeout=KEEPALIVE,
+        max_line_size=MAX_HEADER,
+        max_field_size=MAX_HEADER,
+        shutdown_timeout=settings.shutdown_grace,
+        lingering_time=2.0,
+    )

@@ -1,0 +1,128 @@
+"""What a process serves with: settings, database, authentication; and what needs closing at the end."""
+
+import logging
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import msgspec
+import psycopg
+
+from crafely.api import telemetry
+from crafely.api.wire import Call, Caller
+from crafely.auth import Authenticator, KeyRecord
+from crafely.auth.clerk import Clerk
+from crafely.auth.hashing import Hasher
+from crafely.config import Settings
+from crafely.db import migrate
+from crafely.db.session import Database, DatabaseUnavailableError, Identity, Session
+from crafely.store import api_keys, monitor, usage, user_subscriptions
+
+log = logging.getLogger(__name__)
+
+# How long an event id is remembered, so that a retry is recognised: longer than the 35 days that usage may be late.
+EVENT_WINDOW = timedelta(days=40)
+# Months of partitions made ahead.
+MONTHS_AHEAD = 3
+# The most keys whose last use waits to be written; more than that are noted at their next use.
+MAX_TOUCHES = 100_000
+
+
+class Services:
+    """What handlers work with. One for each process, on one event loop."""
+
+    def __init__(self, settings: Settings, url: str, openapi: bytes) -> None:
+        """Takes the settings, a libpq URL, and the document that /openapi.json answers. Connects to nothing yet."""
+        self.settings = settings
+        self.openapi = openapi
+        self.database = Database(
+            url,
+            size=settings.pool_size,
+            pool_timeout=settings.pool_timeout,
+            statement_timeout=settings.statement_timeout,
+            observe=telemetry.observe_statement,
+        )
+        self.hasher = Hasher(settings)
+        self._clerk = Clerk(settings)
+        self._touched: dict[str, datetime] = {}
+        self._expected = migrate.expected()
+        authenticator = Authenticator(
+            self.hasher,
+            self._clerk,
+            admins=frozenset(settings.clerk_admins),
+            lookup=self._lookup,
+            seen=self._seen,
+            rehash=self._rehash,
+        )
+        self.authenticate = authenticator.authenticate
+
+    def session(self, call: Call, role: str = "crafely_app") -> Session:
+        """A session for the caller of a request: what row-level security and the audit trail see."""
+        caller: Caller = call.caller
+        return self.database.session(role, Identity(caller.user_id, caller.api_key_id or "", call.request_id))
+
+    async def not_ready(self) -> str | None:
+        """Why this process cannot serve, in a sentence; None when it can: database reached, migrations current."""
+        try:
+            applied = await monitor.migrations(self.database.session("crafely_admin"))
+        except psycopg.errors.UndefinedTable:
+            return "the database has no schema yet: run crafely migrate up"
+        except (psycopg.Error, DatabaseUnavailableError):
+            return "the database cannot be reached"
+        if migrate.pending([(row.migration_id, row.migration_hash) for row in applied], self._expected):
+            return "migrations of this release are missing: run crafely migrate up"
+        return None
+
+    async def _lookup(self, key_id: str) -> KeyRecord | None:
+        found = await api_keys.lookup(self.database.session("crafely_auth"), key_ids=[key_id])
+        return found[0] if found else None
+
+    def _seen(self, api_key_id: str) -> None:
+        if len(self._touched) < MAX_TOUCHES:
+            self._touched[api_key_id] = datetime.now(UTC)
+
+    async def _rehash(self, record: KeyRecord, hashed_key: str) -> None:
+        session = self.database.session("crafely_app", Identity(record.user_id, record.id))
+        await api_keys.rehash(session, id=record.id, user_id=record.user_id, hashed_key=hashed_key)
+
+    async def flush_touches(self) -> None:
+        """Writes when keys were last used, all in one statement."""
+        touched, self._touched = self._touched, {}
+        if touched:
+            session = self.database.session("crafely_auth")
+            # In one order everywhere, so that two workers wait for each other and never in a circle.
+            ids = sorted(touched)
+            await api_keys.touch(session, ids=ids, used_at=[touched[id_] for id_ in ids])
+
+    async def expire_subscriptions(self) -> None:
+        """Applies the ends of subscriptions that have come."""
+        if count := await user_subscriptions.expire(self.database.session("crafely_admin")):
+            log.info("subscriptions expired: %d", count)
+
+    async def keep_usage(self) -> None:
+        """Makes the months that are needed next and forgets event ids past their window."""
+        session = self.database.session("crafely_admin")
+        made = await monitor.ensure_partitions(session, months_ahead=MONTHS_AHEAD)
+        if made.usage or made.audit_log:
+            log.info("partitions made: usage %d, audit_log %d", made.usage, made.audit_log)
+        await usage.forget_events(session, older_than=datetime.now(UTC) - EVENT_WINDOW)
+
+    async def close(self) -> None:
+        """Writes what waits, then gives back connections and threads."""
+        try:
+            await self.flush_touches()
+        except psycopg.Error:
+            log.warning("the last use of some keys was not written", exc_info=True)
+        await self._clerk.close()
+        self.hasher.close()
+        await self.database.close()
+
+
+def changes(body: msgspec.Struct) -> msgspec.Raw:
+    """The fields that a PATCH sent, as a JSON object of columns; what was not sent is not in it."""
+    sent: dict[str, Any] = {
+        name: value for name in body.__struct_fields__ if (value := getattr(body, name)) is not msgspec.UNSET
+    }
+    return msgspec.Raw(_encode(sent))
+
+
+_encode = msgspec.json.Encoder(decimal_format="string").encode

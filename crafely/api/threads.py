@@ -1,0 +1,133 @@
+"""Threads: conversations, with an agent or without one. A deleted thread can be restored."""
+
+from typing import Annotated
+
+from msgspec import UNSET, Meta, UnsetType
+
+from crafely.api.services import changes
+from crafely.api.wire import Body, Call, ListQuery, Page, Problem, invalid, page, position
+from crafely.store import threads
+from crafely.store.threads import Thread, ThreadSummary
+
+Text = Annotated[str, Meta(min_length=1, max_length=255)]
+Instructions = Annotated[str, Meta(max_length=100_000)]
+
+
+class NewThread(Body, kw_only=True, frozen=True):
+    """What a new thread is made from."""
+
+    name: Text
+    # One of the caller's agents.
+    agent_id: Text | None = None
+    # Where the conversation itself is stored; unique.
+    storage_id: Text | None = None
+    instructions: Instructions | None = None
+    # The AI model.
+    model: Text | None = None
+
+
+class ThreadChanges(Body, kw_only=True, frozen=True):
+    """What to change; a field that is not sent stays as it is."""
+
+    name: Text | UnsetType = UNSET
+    agent_id: Text | None | UnsetType = UNSET
+    storage_id: Text | None | UnsetType = UNSET
+    instructions: Instructions | None | UnsetType = UNSET
+    model: Text | None | UnsetType = UNSET
+
+
+class ListThreads(ListQuery, kw_only=True, frozen=True):
+    """Which threads to list."""
+
+    agent_id: (
+        Annotated[str, Meta(min_length=1, max_length=255, description="Only the threads of this agent.")] | None
+    ) = None
+
+
+async def create(call: Call, body: NewThread) -> Thread:
+    """Create a thread.
+
+    Alone, or under one of the caller's agents.
+    """
+    thread = await threads.create(
+        call.services.session(call),
+        user_id=call.caller.user_id,
+        name=body.name,
+        storage_id=body.storage_id,
+        instructions=body.instructions,
+        model=body.model,
+        agent_id=body.agent_id,
+    )
+    if thread is None:
+        raise _no_agent()
+    call.headers["Location"] = f"/v1/threads/{thread.id}"
+    return thread
+
+
+async def list_(call: Call, query: ListThreads) -> Page[ThreadSummary]:
+    """List threads.
+
+    The caller's own, newest first, without their instructions.
+    """
+    before, before_id = position(query)
+    session, user_id = call.services.session(call), call.caller.user_id
+    take, skip = query.take + 1, query.skip or 0
+    if query.agent_id is None:
+        rows = await threads.list_for_user(
+            session, user_id=user_id, before=before, before_id=before_id, take=take, skip=skip
+        )
+    else:
+        rows = await threads.list_for_agent(
+            session,
+            user_id=user_id,
+            agent_id=query.agent_id,
+            before=before,
+            before_id=before_id,
+            take=take,
+            skip=skip,
+        )
+    return page(rows, query)
+
+
+async def get(call: Call, id: str) -> Thread:
+    """Read a thread."""
+    return _found(await threads.get(call.services.session(call), id=id, user_id=call.caller.user_id))
+
+
+async def update(call: Call, id: str, body: ThreadChanges) -> Thread:
+    """Change a thread.
+
+    Only what is sent changes; null takes a value away.
+    """
+    session, user_id = call.services.session(call), call.caller.user_id
+    thread = await threads.update(session, id=id, user_id=user_id, changes=changes(body))
+    if thread is None and isinstance(body.agent_id, str) and await threads.get(session, id=id, user_id=user_id):
+        raise _no_agent()
+    return _found(thread)
+
+
+async def delete(call: Call, id: str) -> None:
+    """Delete a thread.
+
+    It can be restored.
+    """
+    if not await threads.delete(call.services.session(call), id=id, user_id=call.caller.user_id):
+        raise Problem("not_found")
+
+
+async def restore(call: Call, id: str) -> Thread:
+    """Restore a deleted thread.
+
+    One that is not deleted stays as it is.
+    """
+    return _found(await threads.restore(call.services.session(call), id=id, user_id=call.caller.user_id))
+
+
+def _found(thread: Thread | None) -> Thread:
+    if thread is None:
+        raise Problem("not_found")
+    return thread
+
+
+def _no_agent() -> Problem:
+    return invalid("expected the id of one of the caller's agents", pointer="/agentId")

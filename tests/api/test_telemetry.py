@@ -1,0 +1,78 @@
+"""Log lines and metrics, also of several processes."""
+
+import json
+import logging
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from crafely.api import telemetry
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("key crf_live_abc_DEF123 refused", "key (secret) refused"),
+        ("jwt eyJhbGciOiJSUzI1NiJ9.eyJzdWIiOiJ4In0.c2ln!", "jwt (secret)!"),
+        ("nothing here", "nothing here"),
+        ("line\nbreak \ud800", "line\nbreak ?"),
+    ],
+)
+def test_a_record_is_one_line_of_json_without_secrets(text: str, expected: str) -> None:
+    record = logging.LogRecord(
+        "crafely.x", logging.WARNING, "f.py", 1, text.encode(errors="replace").decode(), (), None
+    )
+    line = telemetry.JsonFormatter().format(record)
+    assert "\n" not in line
+    entry = json.loads(line)
+    assert (entry["level"], entry["logger"], entry["message"]) == ("warning", "crafely.x", expected)
+
+
+def test_what_json_cannot_hold_is_written_as_text() -> None:
+    record = logging.LogRecord("x", logging.INFO, "f.py", 1, "%s", ("m",), None)
+    record.fields = {"path": Path("/a"), "requestId": "r"}
+    entry = json.loads(telemetry.JsonFormatter().format(record))
+    assert (entry["path"], entry["requestId"]) == ("/a", "r")
+
+
+def test_statements_and_pools_show() -> None:
+    telemetry.observe_statement("agents/get", 0.003)
+    telemetry.observe_statement("agents/get", 0.004, failed=True)
+    telemetry.observe_pool("crafely_app", {"pool_size": 10, "pool_available": 7, "requests_waiting": 2})
+    text = telemetry.metrics().decode()
+    assert 'crafely_statement_duration_seconds_count{statement="agents/get"} 2.0' in text
+    assert 'crafely_statement_errors_total{statement="agents/get"} 1.0' in text
+    assert 'crafely_pool_connections{pool="crafely_app",state="busy"} 3.0' in text
+    assert 'crafely_pool_connections{pool="crafely_app",state="idle"} 7.0' in text
+    assert 'crafely_pool_waiting{pool="crafely_app"} 2.0' in text
+
+
+_WORKER = """
+import os, sys
+from crafely.api import telemetry
+telemetry.observe_request("GET", "/x", 200, 0.001)
+telemetry.in_flight.inc()
+if len(sys.argv) > 1:
+    telemetry.mark_dead(int(sys.argv[1]))
+    sys.stdout.write(telemetry.metrics().decode())
+else:
+    print(os.getpid())
+"""
+
+
+def test_the_metrics_of_several_workers_are_summed(tmp_path: Path) -> None:
+    def worker(*arguments: str) -> str:
+        environment = {
+            "PROMETHEUS_MULTIPROC_DIR": str(tmp_path),
+            "PYTHONPATH": str(Path(telemetry.__file__).parents[2]),
+        }
+        command = [sys.executable, "-c", _WORKER, *arguments]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+
+    first = worker().strip()
+    text = worker(first)
+    assert 'crafely_http_requests_total{method="GET",route="/x",status="200"} 2.0' in text
+    # The first worker has ended: what it was doing no longer counts.
+    assert "crafely_http_requests_in_flight 1.0" in text
