@@ -1,0 +1,216 @@
+"""``crafely keys``: make, list and revoke API keys, for whoever may reach the database."""
+
+import argparse
+import asyncio
+import sys
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from typing import TypeVar
+
+import msgspec
+from rich.console import Console
+from rich.table import Table
+
+from crafely.auth import keys
+from crafely.auth.hashing import Hasher
+from crafely.auth.permissions import ADMIN, EVERYTHING, Permissions, duplicates
+from crafely.cli.target import target
+from crafely.config import Settings, load
+from crafely.db.session import Database, Identity, Session
+from crafely.store import api_keys
+from crafely.store.api_keys import ApiKey
+
+T = TypeVar("T")
+
+# The user that the keys of this command belong to, unless it is told another.
+ADMIN_USER = "admin"
+MAX_LISTED = 1000
+
+
+def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Adds the commands."""
+    parser = commands.add_parser("keys", help="make, list and revoke API keys", description=__doc__)
+    actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
+
+    create = actions.add_parser("create", help="make a key and print it, this once")
+    create.add_argument("--name", help="for people, to tell keys apart")
+    create.add_argument(
+        "--permission",
+        action="append",
+        dest="permissions",
+        metavar="NAME",
+        help=f"may be repeated (default: {EVERYTHING})",
+    )
+    create.add_argument("--admin", action="store_true", help="an administrator's key: * and admin")
+    create.add_argument("--expires-at", metavar="TIME", help="RFC 3339, such as 2027-01-31T12:00:00Z")
+    create.set_defaults(run=_create)
+
+    show = actions.add_parser("list", help="list a user's keys, newest first")
+    show.set_defaults(run=_list)
+
+    revoke = actions.add_parser("revoke", help="revoke a key, for good")
+    revoke.add_argument("id", help="key_…")
+    revoke.set_defaults(run=_revoke)
+    for action in (create, show, revoke):
+        action.add_argument("--user", default=ADMIN_USER, help=f"whose key (default: {ADMIN_USER})")
+        action.add_argument("--json", action="store_true", help="for programs")
+
+
+def make(
+    settings: Settings,
+    url: str,
+    *,
+    user_id: str,
+    name: str | None,
+    permissions: list[str],
+    expires_at: datetime | None = None,
+) -> "MadeKey":
+    """Makes a key for a user and gives it with its token, which nobody can see again."""
+    new = keys.generate(settings.key_environment)
+
+    async def create(session: Session) -> ApiKey:
+        hasher = Hasher(settings)
+        try:
+            hashed_key = await hasher.hash(new.secret)
+        finally:
+            hasher.close()
+        return await api_keys.create(
+            session,
+            user_id=user_id,
+            key_id=new.key_id,
+            hashed_key=hashed_key,
+            name=name,
+            prefix=new.prefix,
+            permissions=permissions,
+            expires_at=expires_at,
+            rate_limit=None,
+        )
+
+    return MadeKey(token=new.token, row=_as_user(settings, url, user_id, create))
+
+
+class MadeKey(msgspec.Struct, frozen=True):
+    """A key just made."""
+
+    token: str
+    row: ApiKey
+
+
+def has_any(settings: Settings, url: str, user_id: str) -> bool:
+    """Whether a user has a key, active or not."""
+    return bool(_newest(settings, url, user_id, 1))
+
+
+def _newest(settings: Settings, url: str, user_id: str, take: int) -> list[ApiKey]:
+    async def ask(session: Session) -> list[ApiKey]:
+        latest = datetime.max.replace(tzinfo=UTC)
+        return await api_keys.list_for_user(session, user_id=user_id, before=latest, before_id="", take=take, skip=0)
+
+    return _as_user(settings, url, user_id, ask)
+
+
+def _as_user(settings: Settings, url: str, user_id: str, work: Callable[[Session], Awaitable[T]]) -> T:
+    """Runs something as a user, under the same row-level security as a request of theirs."""
+
+    async def run() -> T:
+        database = Database(
+            url,
+            size=1,
+            pool_timeout=settings.pool_timeout,
+            statement_timeout=settings.statement_timeout,
+            roles=("crafely_app",),
+        )
+        await database.open()
+        try:
+            return await work(database.session("crafely_app", Identity(user_id, request_id="crafely keys")))
+        finally:
+            await database.close()
+
+    return asyncio.run(run())
+
+
+def _create(arguments: argparse.Namespace) -> int:
+    settings = load()
+    permissions = arguments.permissions or [EVERYTHING]
+    if arguments.admin:
+        permissions = [*dict.fromkeys([EVERYTHING, ADMIN, *permissions])]
+    try:
+        msgspec.convert(permissions, Permissions)
+        expires_at = msgspec.convert(arguments.expires_at, datetime | None)
+        if expires_at is not None and (expires_at.tzinfo is None or expires_at <= datetime.now(UTC)):
+            return _refused("--expires-at: expected a time in the future, with its offset")
+    except msgspec.ValidationError as error:
+        return _refused(str(error))
+    if twice := duplicates(permissions):
+        return _refused(f"--permission {twice[0]}: given twice")
+    if not arguments.user or len(arguments.user) > 255:
+        return _refused("--user: expected 1 to 255 characters")
+    if arguments.name is not None and not 1 <= len(arguments.name) <= 255:
+        return _refused("--name: expected 1 to 255 characters")
+    with target(settings) as found:
+        made = make(
+            settings,
+            found.url,
+            user_id=arguments.user,
+            name=arguments.name,
+            permissions=permissions,
+            expires_at=expires_at,
+        )
+    if arguments.json:
+        print(_json({**msgspec.to_builtins(made.row), "key": made.token, "userId": arguments.user}))
+    else:
+        # Only the key on standard output, so that KEY=$(crafely keys create) works.
+        print(made.token)
+        print(f"{made.row.id} of user {arguments.user}; the key is shown this once", file=sys.stderr)
+    return 0
+
+
+def _list(arguments: argparse.Namespace) -> int:
+    settings = load()
+    with target(settings) as found:
+        rows = _newest(settings, found.url, arguments.user, MAX_LISTED + 1)
+    if arguments.json:
+        print(_json(rows[:MAX_LISTED]))
+        return 0
+    table = Table("id", "prefix", "name", "permissions", "active", "last used", "expires", "created")
+    for key in rows[:MAX_LISTED]:
+        table.add_row(
+            key.id,
+            key.prefix,
+            key.name,
+            " ".join(key.permissions),
+            "yes" if key.active else "revoked",
+            _when(key.last_used_at),
+            _when(key.expires_at),
+            _when(key.created_at),
+        )
+    Console().print(table)
+    if len(rows) > MAX_LISTED:
+        print(f"only the newest {MAX_LISTED} are shown", file=sys.stderr)
+    return 0
+
+
+def _revoke(arguments: argparse.Namespace) -> int:
+    settings = load()
+
+    async def revoke(session: Session) -> int:
+        return await api_keys.revoke(session, id=arguments.id, user_id=arguments.user)
+
+    with target(settings) as found:
+        if not _as_user(settings, found.url, arguments.user, revoke):
+            return _refused(f"user {arguments.user} has no key {arguments.id}")
+    print(_json({"id": arguments.id, "active": False}) if arguments.json else f"{arguments.id} is revoked")
+    return 0
+
+
+def _refused(line: str) -> int:
+    print(f"crafely: {line}", file=sys.stderr)
+    return 1
+
+
+def _when(time: datetime | None) -> str:
+    return time.strftime("%Y-%m-%d %H:%M") if time else "–"
+
+
+def _json(value: object) -> str:
+    return msgspec.json.encode(value).decode()

@@ -1,0 +1,106 @@
+"""``crafely serve``: everything that a new machine needs to answer requests."""
+
+import argparse
+import os
+import shlex
+import sys
+import tempfile
+from contextlib import ExitStack
+
+import psycopg
+
+from crafely import __version__
+from crafely.cli import keys
+from crafely.cli.listen import listen
+from crafely.cli.target import Target, target
+from crafely.config import Settings, load
+from crafely.db import embedded, migrate
+from crafely.db.migration_files import MigrationError
+
+
+def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Adds the command."""
+    parser = commands.add_parser("serve", help="serve the API", description=__doc__)
+    parser.add_argument("--host", help="address to listen on (CRAFELY_HOST, else 127.0.0.1)")
+    parser.add_argument("--port", type=int, help="port to listen on, 0 for a free one (CRAFELY_PORT, else 8000)")
+    parser.add_argument("--workers", type=int, help="processes (CRAFELY_WORKERS, else 1)")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Serves until stopped."""
+    settings = load(host=arguments.host, port=arguments.port, workers=arguments.workers)
+    with ExitStack() as stack:
+        # Before anything is started: a taken port is the commonest mistake.
+        sock = stack.enter_context(listen(settings.host, settings.port))
+        address = _address(settings.host, sock.getsockname()[1])
+        if settings.database_url is None:
+            stack.enter_context(embedded.serving(settings.data_dir, address))
+        found = stack.enter_context(target(settings))
+        _prepare(settings, found)
+        if settings.workers > 1:
+            # Each worker writes its metrics here, and /metrics adds them up; prometheus-client reads this on import.
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="crafely-metrics-"))
+            os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
+
+        def ready() -> None:
+            print(_banner(settings, found, address), flush=True)
+
+        # Only now, because of the variable above; and a mistake before this line is told without loading HTTP.
+        from crafely.api import server, telemetry, workers  # noqa: PLC0415 - see above
+
+        telemetry.configure_logging(settings.log_level)
+        serve = workers.serve if settings.workers > 1 else server.serve
+        return serve(settings, found.url, sock, ready)
+
+
+def _prepare(settings: Settings, found: Target) -> None:
+    """Brings the embedded database up to date, and makes the first admin key and prints it.
+
+    Another database is the DBA's: its migrations are only looked at.
+    """
+    if not found.embedded:
+        missing = [m.id for m in migrate.status(found.url) if m.state == "pending"]
+        if missing:
+            raise MigrationError(f"{len(missing)} migrations are missing ({missing[0]} …): run crafely migrate up")
+        return
+    with psycopg.connect(found.url, autocommit=True) as connection:
+        # The server has the library loaded; the view needs its extension in this database.
+        connection.execute("set client_min_messages = error")
+        connection.execute("create extension if not exists pg_stat_statements")
+    migrate.up(found.url, on_progress=lambda line: print(line, file=sys.stderr))
+    if not keys.has_any(settings, found.url, keys.ADMIN_USER):
+        made = keys.make(settings, found.url, user_id=keys.ADMIN_USER, name="first key", permissions=["*", "admin"])
+        # At once: whatever fails after this, nobody could ever read it again.
+        print(f"Your first key, an administrator's; it is shown this once:\n\n  {made.token}\n", flush=True)
+
+
+def _address(host: str, port: int) -> str:
+    # A wildcard is no address that one can paste.
+    shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)  # noqa: S104 - compared
+    return f"http://{shown}:{port}"
+
+
+def _banner(settings: Settings, found: Target, address: str) -> str:
+    where = f"embedded PostgreSQL in {settings.data_dir}/" if found.embedded else "CRAFELY_DATABASE_URL"
+    return "\n".join(
+        [
+            f"Crafely {__version__} answers.",
+            "",
+            f"  API       {address}",
+            f"  Docs      {address}/docs",
+            f"  Database  psql {shlex.quote(found.shown)}",
+            f"            ({where})",
+            f"  New key   KEY=$({_program()} keys create --admin)",
+            "",
+            f'  Try       curl -s {address}/v1/me -H "Authorization: Bearer $KEY"',
+            "",
+            "Ctrl-C stops it.",
+            "",
+        ]
+    )
+
+
+def _program() -> str:
+    """This program as it can be typed here."""
+    return shlex.quote(sys.argv[0]) if "/" in sys.argv[0] else "crafely"
