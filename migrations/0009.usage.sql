@@ -60,6 +60,12 @@ create policy usage_record on usage
     to crafely_meter
     with check (true);
 
+-- Forced row-level security holds for the owner too, who moves rows from here to the month they belong to.
+create policy usage_default_move on usage_default
+    to current_user
+    using (true)
+    with check (true);
+
 create policy usage_backup on usage
     for select
     to crafely_backup

@@ -53,6 +53,11 @@ create policy audit_log_write on audit_log
     to current_user
     with check (true);
 
+create policy audit_log_default_move on audit_log_default
+    to current_user
+    using (true)
+    with check (true);
+
 grant select on audit_log to crafely_app, crafely_admin, crafely_backup;
 
 select ensure_month_partitions('audit_log', 3);
