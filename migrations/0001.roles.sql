@@ -31,6 +31,10 @@ begin
     if not (select rolsuper from pg_roles where rolname = current_user) then
         grant crafely_app, crafely_auth, crafely_meter, crafely_admin, crafely_monitor, crafely_backup to current_user;
     end if;
+exception
+    -- Another login made the roles, for another database. It can grant them; to migrate they are not needed.
+    when insufficient_privilege then
+        raise warning 'to serve as %, grant it crafely_app, crafely_auth, crafely_meter and crafely_admin', current_user;
 end
 $$;
 

@@ -36,8 +36,7 @@ async def metrics(call: Call) -> bytes:
 
     In the text format of Prometheus: requests and their latency by route, pools, statements by file.
     """
-    for role, pool in call.services.database.pools.items():
-        telemetry.observe_pool(role, pool.get_stats())
+    await call.services.observe_pools()
     return telemetry.metrics()
 
 

@@ -2,13 +2,13 @@
 
 import asyncio
 import logging
-import signal
 import socket
 from collections.abc import AsyncIterator, Callable
 
 import uvloop
 from aiohttp import web
 
+from crafely import signals
 from crafely.api import ROUTES, housekeeping, openapi
 from crafely.api.middleware import middleware
 from crafely.api.services import Services
@@ -51,19 +51,20 @@ def application(settings: Settings, url: str) -> web.Application:
 
 
 def serve(settings: Settings, url: str, sock: socket.socket, ready: Callable[[], None]) -> int:
-    """Serves with this process, until SIGINT or SIGTERM; calls ``ready`` when requests are answered.
+    """Serves with this process until it is told to stop (signals.py); calls ``ready`` when requests are answered.
 
     Then no new connection is taken, requests in flight have ``shutdown_grace`` seconds to finish, and all is closed.
     Gives the exit code.
     """
-    uvloop.run(_serve(settings, url, sock, ready))
+    with signals.kept():
+        uvloop.run(_serve(settings, url, sock, ready))
     return 0
 
 
 async def _serve(settings: Settings, url: str, sock: socket.socket, ready: Callable[[], None]) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in signals.heeded():
         loop.add_signal_handler(number, stop.set)
     app_runner = runner(settings, url)
     try:
@@ -75,6 +76,15 @@ async def _serve(settings: Settings, url: str, sock: socket.socket, ready: Calla
     finally:
         # A second Ctrl-C must not cut the clean-up short.
         await app_runner.cleanup()
+
+
+async def probe(settings: Settings, url: str) -> None:
+    """Connects as a serving process will, and leaves again. Raises DatabaseUnavailableError or WrongRoleError."""
+    services = Services(settings, url, b"")
+    try:
+        await services.database.open()
+    finally:
+        await services.close()
 
 
 def runner(settings: Settings, url: str) -> web.AppRunner:

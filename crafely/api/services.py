@@ -93,6 +93,11 @@ class Services:
             ids = sorted(touched)
             await api_keys.touch(session, ids=ids, used_at=[touched[id_] for id_ in ids])
 
+    async def observe_pools(self) -> None:
+        """Shows this worker's pools in the metrics: the one that is scraped cannot see another's."""
+        for role, pool in self.database.pools.items():
+            telemetry.observe_pool(role, pool.get_stats())
+
     async def expire_subscriptions(self) -> None:
         """Applies the ends of subscriptions that have come."""
         if count := await user_subscriptions.expire(self.database.session("crafely_admin")):

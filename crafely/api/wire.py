@@ -126,6 +126,7 @@ _JSON = "application/json"
 # What every answer carries. Nothing here may be kept by a cache or guessed to be of another type.
 _HEADERS = {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-store", "Server": "crafely"}
 
+
 def _plain(value: Any) -> str:
     if isinstance(value, Decimal):
         return str(value)

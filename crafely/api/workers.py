@@ -1,33 +1,70 @@
 """Serving with several processes: gunicorn with aiohttp's worker class, told what the settings say."""
 
+import asyncio
 import logging
 import os
+import signal
 import socket
+import sys
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 from aiohttp import web
+from aiohttp.worker import GunicornUVLoopWebWorker
 from gunicorn.app.base import BaseApplication
 from gunicorn.arbiter import Arbiter
 from gunicorn.glogging import Logger
 
+from crafely import signals
 from crafely.api import server, telemetry
 from crafely.config import Settings
+from crafely.db.session import DatabaseUnavailableError, WrongRoleError
+
+log = logging.getLogger(__name__)
 
 # Seconds without a sign of life after which a worker is replaced.
 WORKER_TIMEOUT = 60
 
 
 def serve(settings: Settings, url: str, sock: socket.socket, ready: Callable[[], None]) -> int:
-    """Serves with ``settings.workers`` processes until SIGINT or SIGTERM; calls ``ready`` when they are started.
+    """Serves with ``settings.workers`` processes until told to stop (signals.py); calls ``ready`` before they start.
 
-    A worker that dies is replaced. Gives the exit code: 0 unless the workers cannot start.
+    A worker that dies is replaced. Gives the exit code: 1 when workers cannot start, or start no more. Raises
+    DatabaseUnavailableError or WrongRoleError.
     """
+    # Asked once here, so that a mistake is told once and not by each worker.
+    asyncio.run(server.probe(settings, url))
+    parent = os.getpid()
     try:
-        _Application(settings, url, sock, ready).run()
+        with signals.kept():
+            _Arbiter(_Application(settings, url, sock, ready)).run()
     except SystemExit as stopped:
-        return int(stopped.code or 0)
+        code = 1 if stopped.code else 0
+        if os.getpid() != parent:
+            # A worker ends here: what this process's callers hold open is its parent's to close.
+            os._exit(int(stopped.code or 0))
+        return code
     return 0
+
+
+class _Arbiter(Arbiter):  # type: ignore[misc]  # gunicorn ships no types
+    def init_signals(self) -> None:
+        ignored = {number for number in self.SIGNALS if signal.getsignal(number) is signal.SIG_IGN}
+        super().init_signals()
+        for number in ignored:
+            signal.signal(number, signal.SIG_IGN)
+
+    # To gunicorn SIGHUP means new settings; ours do not change, and a closed terminal must leave nothing behind.
+    handle_hup = Arbiter.handle_term
+
+
+class _Worker(GunicornUVLoopWebWorker):
+    def run(self) -> None:
+        try:
+            super().run()
+        except (DatabaseUnavailableError, WrongRoleError) as error:
+            log.critical("this worker cannot start: %s", error)
+            sys.exit(Arbiter.WORKER_BOOT_ERROR)
 
 
 class _Application(BaseApplication):  # type: ignore[misc]  # gunicorn ships no types
@@ -41,9 +78,10 @@ class _Application(BaseApplication):  # type: ignore[misc]  # gunicorn ships no 
     def load_config(self) -> None:
         """Tells gunicorn; what is not said here is its default."""
         for name, value in {
-            "bind": f"fd://{os.dup(self._socket.fileno())}",
+            # Given away, so that nobody listens any more once gunicorn has closed it.
+            "bind": f"fd://{self._socket.detach()}",
             "workers": self._settings.workers,
-            "worker_class": "aiohttp.GunicornUVLoopWebWorker",
+            "worker_class": _Worker,
             "timeout": WORKER_TIMEOUT,
             "graceful_timeout": int(self._settings.shutdown_grace) + 1,
             "logger_class": _Logger,
@@ -60,10 +98,6 @@ class _Application(BaseApplication):  # type: ignore[misc]  # gunicorn ships no 
             return server.runner(self._settings, self._url)
 
         return make
-
-    def run(self) -> None:
-        """Runs until stopped."""
-        Arbiter(self).run()
 
 
 class _Logger(Logger):  # type: ignore[misc]  # gunicorn ships no types

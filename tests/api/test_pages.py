@@ -1,7 +1,6 @@
 """Cursors and pages."""
 
 import base64
-import contextlib
 from datetime import UTC, datetime, timedelta, timezone
 from typing import NamedTuple
 from zoneinfo import ZoneInfo
@@ -35,10 +34,8 @@ def test_one_changed_character_is_noticed(moment: datetime, id_: str, data: st.D
     at = data.draw(st.integers(0, len(cursor) - 1))
     letter = data.draw(st.characters(codec="ascii").filter(lambda one: one != cursor[at]))
     changed = cursor[:at] + letter + cursor[at + 1 :]
-    with contextlib.suppress(Problem):
-        # Only the unused bits of the last character may differ without another meaning.
-        assert decode_cursor(changed) == (moment, id_)
-        assert at == len(cursor) - 1
+    with pytest.raises(Problem):
+        decode_cursor(changed)
 
 
 @given(st.text(max_size=80) | st.binary(max_size=60).map(lambda raw: base64.urlsafe_b64encode(raw).decode()))

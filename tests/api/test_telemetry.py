@@ -38,15 +38,15 @@ def test_what_json_cannot_hold_is_written_as_text() -> None:
 
 
 def test_statements_and_pools_show() -> None:
-    telemetry.observe_statement("agents/get", 0.003)
-    telemetry.observe_statement("agents/get", 0.004, failed=True)
-    telemetry.observe_pool("crafely_app", {"pool_size": 10, "pool_available": 7, "requests_waiting": 2})
+    telemetry.observe_statement("tests/of_telemetry", 0.003)
+    telemetry.observe_statement("tests/of_telemetry", 0.004, failed=True)
+    telemetry.observe_pool("of_telemetry", {"pool_size": 10, "pool_available": 7, "requests_waiting": 2})
     text = telemetry.metrics().decode()
-    assert 'crafely_statement_duration_seconds_count{statement="agents/get"} 2.0' in text
-    assert 'crafely_statement_errors_total{statement="agents/get"} 1.0' in text
-    assert 'crafely_pool_connections{pool="crafely_app",state="busy"} 3.0' in text
-    assert 'crafely_pool_connections{pool="crafely_app",state="idle"} 7.0' in text
-    assert 'crafely_pool_waiting{pool="crafely_app"} 2.0' in text
+    assert 'crafely_statement_duration_seconds_count{statement="tests/of_telemetry"} 2.0' in text
+    assert 'crafely_statement_errors_total{statement="tests/of_telemetry"} 1.0' in text
+    assert 'crafely_pool_connections{pool="of_telemetry",state="busy"} 3.0' in text
+    assert 'crafely_pool_connections{pool="of_telemetry",state="idle"} 7.0' in text
+    assert 'crafely_pool_waiting{pool="of_telemetry"} 2.0' in text
 
 
 _WORKER = """

@@ -1,158 +1,19 @@
 """Requests over real sockets to a small route table: what arrives, what is refused, and how."""
 
 import asyncio
-import json
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime
-from decimal import Decimal
-from typing import Annotated, Any, Literal
+from typing import Any
 
-import msgspec
 import pytest
-from aiohttp import web
-from aiohttp.test_utils import TestClient, TestServer
-from msgspec import UNSET, Meta, UnsetType
 
-from crafely.api.middleware import middleware
-from crafely.api.wire import (
-    AUTHENTICATED,
-    Body,
-    Call,
-    Caller,
-    FreeArray,
-    FreeObject,
-    ListQuery,
-    Page,
-    Problem,
-    Query,
-    Route,
-    Timestamp,
-    bind,
-    free_json,
-    mount,
-    position,
-)
-
-Client = TestClient[web.Request, web.Application]
-Text = Annotated[str, Meta(min_length=1, max_length=10)]
-NOW = datetime(2025, 1, 31, 12, 0, tzinfo=UTC)
-AUTH = {"Authorization": "Bearer reader-writer"}
-
-
-class Part(Body, kw_only=True, frozen=True):
-    size: Annotated[int, Meta(ge=0, le=100)]
-
-
-class NewThing(Body, kw_only=True, frozen=True):
-    name: Text
-    parts: Annotated[list[Part], Meta(max_length=3)] = msgspec.field(default_factory=list)
-    color: Literal["red", "blue"] = "red"
-    at: Timestamp | None = None
-    price: Decimal | None = None
-    happy: bool = True
-    free_form: FreeObject | UnsetType = UNSET
-    list_form: FreeArray | UnsetType = UNSET
-
-
-class Thing(msgspec.Struct, frozen=True, rename="camel"):
-    id: str
-    created_at: datetime
-    price: Decimal | None = None
-    free_form: msgspec.Raw | None = None
-
-
-class ListThings(ListQuery, kw_only=True, frozen=True):
-    active: bool | None = None
-    since: Timestamp | None = None
-    group_by: list[Literal["name", "size"]] | None = None
-
-
-class NeedsDay(Query, kw_only=True, frozen=True):
-    day: int
-
-
-async def create(call: Call, body: NewThing) -> Thing:
-    """Create a thing."""
-    free = free_json(body.free_form, "/freeForm", kind=dict, max_bytes=500)
-    free_json(body.list_form, "/listForm", kind=list)
-    call.headers["Location"] = "/v1/things/1"
-    return Thing("1", NOW, body.price, free)
-
-
-async def list_(call: Call, query: ListThings) -> Page[Thing]:
-    """List things."""
-    before, id_ = position(query)
-    return Page(data=[Thing(f"{query.take} {query.active} {query.group_by} {id_}", before)])
-
-
-async def get(call: Call, id: str) -> Thing:
-    """Read a thing."""
-    return Thing(id, NOW)
-
-
-async def delete(call: Call, id: str) -> None:
-    """Delete a thing."""
-
-
-async def day(call: Call, query: NeedsDay) -> int:
-    """Give the day back."""
-    return query.day
-
-
-async def many(call: Call, body: Annotated[list[Part], Meta(max_length=2)] | Part) -> int:
-    """Count parts."""
-    return len(body) if isinstance(body, list) else 1
-
-
-async def text(call: Call) -> bytes:
-    """Give text."""
-    return b"as it stands"
-
-
-async def who(call: Call) -> str:
-    """Say who calls."""
-    return call.caller.user_id
-
-
-ROUTES = [
-    Route("POST", "/v1/things", create, "things:write", 201),
-    Route("GET", "/v1/things", list_, "things:read"),
-    Route("GET", "/v1/things/{id}", get, "things:read"),
-    Route("DELETE", "/v1/things/{id}", delete, "things:delete"),
-    Route("GET", "/v1/day", day, "things:read"),
-    Route("POST", "/v1/parts", many, "things:write"),
-    Route("GET", "/text", text, None, media_type="text/plain"),
-    Route("GET", "/v1/me", who, AUTHENTICATED),
-]
-
-
-class Services:
-    async def authenticate(self, token: str) -> Caller:
-        if token == "nobody":
-            return Caller(user_id="user_2", permissions=frozenset(), session_id="sess_1")
-        if token != "reader-writer":
-            raise Problem("invalid_token")
-        return Caller(user_id="user_1", permissions=frozenset({"things:read", "things:write"}), api_key_id="key_1")
+from crafely.api.wire import Call, Route, bind
+from tests.api.demo import AUTH, Client, Services, get, problem, serving, text, who
 
 
 @pytest.fixture
 async def client() -> AsyncIterator[Client]:
-    app = web.Application(middlewares=[middleware(30)], client_max_size=4096)
-    mount(app, ROUTES, Services())
-    async with TestClient(TestServer(app)) as client:
+    async with serving() as client:
         yield client
-
-
-async def problem(reply: Any) -> dict[str, Any]:
-    """The problem document of an answer, after a look at what every one of them must have."""
-    assert reply.content_type == "application/problem+json"
-    document: dict[str, Any] = json.loads(await reply.read())
-    assert document["status"] == reply.status
-    assert document["requestId"] == reply.headers["X-Request-Id"]
-    assert document["type"] == f"/docs#problem-{document['code']}"
-    assert document["title"]
-    assert document["detail"]
-    return document
 
 
 async def test_create_answers_201_with_location(client: Client) -> None:
@@ -286,59 +147,6 @@ async def test_one_or_many(client: Client) -> None:
         "/v1/parts", data=b'[{"size":1},{"size":"x"}]', headers=AUTH | {"Content-Type": "application/json"}
     )
     assert (await problem(reply))["errors"][0]["pointer"] == "/1/size"
-
-
-@pytest.mark.parametrize(
-    ("query", "parameter", "words"),
-    [
-        ("take=0", "take", "expected an integer of at least 1"),
-        ("take=101", "take", "expected an integer of at most 100"),
-        ("take=five", "take", "expected an integer; got a string of 4 characters"),
-        ("take=", "take", "expected an integer"),
-        ("take=5.0", "take", "expected an integer"),
-        ("take=%D9%A3", "take", "expected an integer"),
-        ("take=5&take=6", "take", "more than once"),
-        ("skip=-1", "skip", "at least 0"),
-        ("skip=10001", "skip", "at most 10000"),
-        ("skip=" + "9" * 5000, "skip", "expected an integer"),
-        ("cursor=abc", "cursor", "nextCursor"),
-        ("cursor=%FF", "cursor", "nextCursor"),
-        ("cursor=", "cursor", "nextCursor"),
-        ("cursor=" + "A" * 513, "cursor", "at most 512 characters"),
-        ("cursor=%00", "cursor", "cannot be stored"),
-        ("cursor=AAAA&skip=1", "skip", "exclude each other"),
-        ("active=1", "active", "expected true or false"),
-        ("active=null", "active", "expected true or false"),
-        ("since=1700000000", "since", "RFC 3339"),
-        ("since=2025-01-31T12:00:00", "since", "RFC 3339"),
-        ("groupBy=name,color", "groupBy", "expected one of name, size"),
-        ("Take=5", "Take", "no such parameter; this operation takes take, cursor, skip, active"),
-        ("%00=5", "\0", "no such parameter"),
-    ],
-)
-async def test_a_bad_parameter_is_named(client: Client, query: str, parameter: str, words: str) -> None:
-    reply = await client.get(f"/v1/things?{query}", headers=AUTH)
-    document = await problem(reply)
-    (error,) = document["errors"]
-    assert (reply.status, error["parameter"]) == (422, parameter)
-    assert words in error["detail"]
-
-
-async def test_parameters_arrive_typed(client: Client) -> None:
-    reply = await client.get(
-        "/v1/things?take=7&active=false&groupBy=size,name&since=2025-01-01T00:00:00Z", headers=AUTH
-    )
-    assert (await reply.json())["data"][0]["id"] == "7 False ['size', 'name'] "
-    reply = await client.get("/v1/things", headers=AUTH)
-    assert (await reply.json())["data"][0]["id"] == "20 None None "
-    assert await (await client.get("/v1/day?day=-3", headers=AUTH)).text() == "-3"
-
-
-async def test_required_and_unwanted_parameters(client: Client) -> None:
-    document = await problem(await client.get("/v1/day", headers=AUTH))
-    assert document["errors"] == [{"detail": "required, but missing", "parameter": "day"}]
-    document = await problem(await client.get("/v1/things/1?x=1", headers=AUTH))
-    assert document["errors"][0]["parameter"] == "x"
 
 
 @pytest.mark.parametrize("id_", ["x" * 256, "%00", "a%0Ab", "a%7Fb"])
