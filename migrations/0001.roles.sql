@@ -34,7 +34,8 @@ begin
 exception
     -- Another login made the roles, for another database. It can grant them; to migrate they are not needed.
     when insufficient_privilege then
-        raise warning 'to serve as %, grant it crafely_app, crafely_auth, crafely_meter and crafely_admin', current_user;
+        raise warning 'to serve as %, grant it crafely_app, crafely_auth, crafely_meter and crafely_admin',
+            current_user;
 end
 $$;
 

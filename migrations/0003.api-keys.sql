@@ -46,7 +46,8 @@ create index api_keys_user_id_rotated_from_idx on api_keys (user_id, rotated_fro
 
 -- A touch of last_used_at is no change of the key.
 create trigger api_keys_set_updated_at
-    before update of key_id, hashed_key, name, prefix, permissions, active, user_id, expires_at, rotated_from, rate_limit
+    before update of
+        key_id, hashed_key, name, prefix, permissions, active, user_id, expires_at, rotated_from, rate_limit
     on api_keys
     for each row
     when (old.* is distinct from new.*)

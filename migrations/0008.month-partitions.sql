@@ -1,9 +1,9 @@
 -- Tables that grow without bound are cut by month (UTC) on created_at. This makes the months that will be needed, so
 -- that old ones can be dropped in a moment and indexes stay small. Called at migration, at start-up and daily.
 --
--- A month is built aside and attached: that locks the parent against other schema changes only, where "create table …
--- partition of" would stop every reader. It runs as the owner (security definer) because nobody else may create tables
--- here; it takes a table's name and a small number, and nothing of either is spliced unquoted.
+-- A month is built aside and attached: that makes writers wait for a moment, where "create table … partition of" would
+-- stop every reader too. It runs as the owner (security definer) because nobody else may create tables here; it takes a
+-- table's name and a small number, and nothing of either is spliced unquoted.
 create function ensure_month_partitions(parent regclass, months_ahead integer)
     returns integer
     language plpgsql
@@ -40,23 +40,25 @@ begin
             lower_bound := to_char(month, 'YYYY-MM-DD') || ' 00:00:00+00';
             upper_bound := to_char(month + interval '1 month', 'YYYY-MM-DD') || ' 00:00:00+00';
 
+            -- Writers wait a moment, readers do not: a row that was on its way to the default partition must not arrive
+            -- there when its month has just been made. Before any other lock, since writers hold this one first.
+            execute format('lock table only %s in share row exclusive mode', parent);
             execute format('create table %I (like %s including all excluding identity)', part, parent);
 
-            -- Rows that came before their month was made wait in the default partition. It is detached while they
-            -- move, so that the move is not mistaken for their deletion (by the audit trail, say).
+            -- Rows that came before their month was made wait in the default partition. Its triggers rest while they
+            -- move, so that the move is not mistaken for their deletion (by the audit trail, say). Detaching it instead
+            -- would lock the parent against readers too, and every table that it refers to.
             execute format('select exists (select from %s where created_at >= %L and created_at < %L)',
                 fallback, lower_bound, upper_bound) into has_rows;
             if has_rows then
-                execute format('alter table %s detach partition %s', parent, fallback);
+                execute format('alter table %s disable trigger user', fallback);
                 execute format('with moved as (delete from %s where created_at >= %L and created_at < %L returning *)'
                     ' insert into %I select * from moved', fallback, lower_bound, upper_bound, part);
+                execute format('alter table %s enable trigger user', fallback);
             end if;
 
             execute format('alter table %s attach partition %I for values from (%L) to (%L)',
                 parent, part, lower_bound, upper_bound);
-            if has_rows then
-                execute format('alter table %s attach partition %s default', parent, fallback);
-            end if;
 
             -- Reached through the parent only; whoever is granted a partition by mistake still sees nothing.
             execute format('alter table %I enable row level security', part);

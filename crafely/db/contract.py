@@ -1,8 +1,9 @@
 """What ``crafely check`` proves: that every SQL file and its signature agree, asked of a real, migrated database.
 
-The server prepares each statement as the role that runs it, so privileges are checked too, and describes it: the number
-and types of its parameters, the names and types of its columns
-(https://www.postgresql.org/docs/current/protocol-flow.html#PROTOCOL-FLOW-EXT-QUERY, message Describe).
+The server prepares each statement as the role that runs it and describes it: the number and types of its parameters,
+the names and types of its columns
+(https://www.postgresql.org/docs/current/protocol-flow.html#PROTOCOL-FLOW-EXT-QUERY, message Describe). Then it explains
+the statement, which asks for the role's privileges.
 """
 
 from collections.abc import Iterator
@@ -76,7 +77,13 @@ def _check(connection: psycopg.Connection[Any], statement: Statement, names: dic
                 yield _refused(statement, role, prepared)
                 continue
             described = connection.pgconn.describe_prepared(b"contract")
+            # Privileges are looked at only when a statement is about to run, which explaining it is.
+            values = f"({', '.join(['null'] * described.nparams)})" if described.nparams else ""
+            explained = connection.pgconn.exec_(f"explain execute contract {values}".encode())
             connection.pgconn.exec_(b"deallocate contract")
+            if explained.status != pq.ExecStatus.TUPLES_OK:
+                yield _refused(statement, role, explained)
+                continue
         finally:
             connection.execute("reset role")
         yield from _parameters(statement, described, names)

@@ -6,6 +6,7 @@ not fit together is refused when the module is imported, with file and line.
 """
 
 import inspect
+import re
 import types
 import typing
 from collections.abc import Awaitable, Callable, Sequence
@@ -44,7 +45,7 @@ class Statement(msgspec.Struct, frozen=True, eq=False):
     name: str  # "threads/list_for_agent"
     path: Path
     header: Header
-    # What the server gets: the name in a comment, then the file with :name as $n.
+    # What the server gets: the file with :name as $n, and its own name in a comment.
     text: bytes
     parameters: tuple[str, ...]
     parameter_types: tuple[Any, ...]
@@ -137,14 +138,21 @@ def load(function: Callable[..., Any]) -> Statement:
         name=name,
         path=path,
         header=header,
-        # Runs of the server's own tools (pg_stat_activity, the slow log, pg_stat_statements) name the file.
-        text=f"/* crafely:{name} */ {body}".encode(),
+        text=_named(name, body),
         parameters=tuple(found),
         parameter_types=tuple(hints[name] for name in found),
         cardinality=cardinality,
         row_type=row_type,
         make_row=_row_maker(row_type),
     )
+
+
+def _named(name: str, body: str) -> bytes:
+    """The text with the file's name in it, for pg_stat_activity, the slow log and pg_stat_statements.
+
+    Behind the first word: from PostgreSQL 18 on, pg_stat_statements leaves out what stands before a statement.
+    """
+    return re.sub(r"^\w*", rf"\g<0> /* crafely:{name} */", body, count=1).lstrip().encode()
 
 
 def _number(path: Path, source: str, start: int) -> tuple[str, list[str]]:

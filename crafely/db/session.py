@@ -15,6 +15,7 @@ import msgspec
 import psycopg
 from psycopg import AsyncConnection, AsyncPipeline, AsyncRawCursor
 from psycopg.conninfo import conninfo_to_dict
+from psycopg.pq import TransactionStatus
 from psycopg_pool import AsyncConnectionPool
 
 from crafely.db.adapters import ADAPTERS
@@ -110,14 +111,17 @@ class Session:
 
         BEGIN and the identity travel with the first statement: n statements take n + 1 round trips.
         """
-        async with (
-            self._pool.connection() as connection,
-            connection.pipeline() as pipeline,
-            connection.transaction(),
-        ):
+        async with self._pool.connection() as connection, connection.pipeline() as pipeline:
+            # psycopg's own transaction() would wait for the server once at the beginning and twice more at the end.
+            control = AsyncRawCursor(connection)
+            await control.execute(b"begin")
             if self._identity is not NOBODY:
                 await _identify(connection, self._identity)
             yield Transaction(connection, pipeline, self._role, self._observe)
+            _check_unharmed(connection)
+            await control.execute(b"commit")
+            # After an error the connection rolls back on its way to the pool. A ROLLBACK within the pipeline would not
+            # do: psycopg then deallocates its statements only after it has prepared the next one.
 
 
 class Database:
@@ -133,7 +137,14 @@ class Database:
         roles: Sequence[str] = ("crafely_app", "crafely_auth", "crafely_meter", "crafely_admin"),
         observe: Observer = lambda *_: None,
     ) -> None:
-        """Takes a libpq URL, the size of the pool that serves users, and two limits in seconds. Opens nothing yet."""
+        """Takes a libpq URL, the size of the pool that serves users, and two limits in seconds. Opens nothing yet.
+
+        Raises DatabaseUnavailableError for a URL that libpq does not understand.
+        """
+        try:
+            self._given = conninfo_to_dict(url)
+        except psycopg.ProgrammingError as error:
+            raise DatabaseUnavailableError(unavailable(url, error)) from None
         self._url = url
         self._timeout = pool_timeout
         self._statement_timeout = statement_timeout
@@ -144,10 +155,7 @@ class Database:
     def _pool(self, role: str, size: int) -> AsyncConnectionPool[Connection]:
         async def configure(connection: Connection) -> None:
             connection.prepared_max = _PREPARED_MAX
-            cursor = await connection.execute("select current_user")
-            if (row := await cursor.fetchone()) and row[0] != role:
-                # A pooler that drops the option would leave us with all the rights of the login.
-                raise WrongRoleError(f"this connection runs as {row[0]}, not as {role}")
+            await _check_login(connection, role)
 
         return AsyncConnectionPool(
             self._url,
@@ -165,7 +173,7 @@ class Database:
 
     def _options(self, role: str) -> dict[str, Any]:
         """How a connection of this role is made: the role and the limits are what RESET goes back to."""
-        given = conninfo_to_dict(self._url)
+        given = self._given
         milliseconds = int(self._statement_timeout * 1000)
         settings = {
             "role": role,
@@ -189,12 +197,12 @@ class Database:
         try:
             # What a pool would only log and try again, asked once by ourselves, so that it can be said.
             for role in self.pools:
-                probe = await AsyncConnection.connect(self._url, **self._options(role))
-                await probe.close()
+                async with await AsyncConnection.connect(self._url, **self._options(role)) as probe:
+                    await _check_login(probe, role)
+            for pool in self.pools.values():
+                await pool.open(wait=True, timeout=self._timeout * 2)
         except psycopg.Error as error:
             raise DatabaseUnavailableError(unavailable(self._url, error)) from None
-        for pool in self.pools.values():
-            await pool.open(wait=True, timeout=self._timeout * 2)
 
     async def close(self) -> None:
         """Gives every connection back to the server."""
@@ -213,9 +221,17 @@ def unavailable(url: str, error: psycopg.Error) -> str:
         place = f"{where.get('host') or 'the local socket'}, database {where.get('dbname') or 'of the same name'}"
     except psycopg.ProgrammingError:
         return "the database URL is not one that libpq understands: postgresql://user@host:port/database"
-    # libpq says the last thing it tried last; the address before it is ours already.
-    reason = str(error).strip().splitlines()[-1].strip() if str(error).strip() else type(error).__name__
+    # libpq says the last thing it tried last; what it has to advise stands under it, behind a tab.
+    lines = [line for line in str(error).splitlines() if line.strip() and not line.startswith("\t")]
+    reason = lines[-1].strip() if lines else type(error).__name__
     return f"cannot use the database at {place}: {reason}"
+
+
+async def _check_login(connection: Connection, role: str) -> None:
+    cursor = await connection.execute("select current_user")
+    if (row := await cursor.fetchone()) and row[0] != role:
+        # A pooler that drops the option would leave us with all the rights of the login.
+        raise WrongRoleError(f"this connection runs as {row[0]}, not as {role}")
 
 
 def _check_role(statement: Statement, role: str) -> None:
@@ -227,6 +243,12 @@ def _cursor(connection: Connection, statement: Statement) -> AsyncRawCursor[Any]
     cursor = AsyncRawCursor(connection, row_factory=lambda _: statement.make_row)
     cursor.format = psycopg.pq.Format.BINARY
     return cursor
+
+
+def _check_unharmed(connection: Connection) -> None:
+    if connection.pgconn.transaction_status == TransactionStatus.INERROR:
+        # COMMIT would roll back and say nothing.
+        raise psycopg.errors.InFailedSqlTransaction("a statement failed, and its error was swallowed")
 
 
 async def _identify(connection: Connection, identity: Identity) -> None:

@@ -6,8 +6,8 @@ from crafely.db.query import Executor, Row, sql
 class Partitions(Row, frozen=True):
     """How many monthly partitions were made."""
 
-    usage: int
     audit_log: int
+    usage: int
 
 
 class AppliedMigration(Row, frozen=True):

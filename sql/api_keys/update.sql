@@ -12,4 +12,6 @@ from jsonb_to_record(:changes::jsonb) as c (
 )
 where k.id = :id
     and k.user_id = :user_id
-returning k.id, k.key_id, k.name, k.prefix, k.permissions, k.active, k.expires_at, k.rate_limit, k.last_used_at, k.created_at, k.updated_at;
+returning
+    k.id, k.key_id, k.name, k.prefix, k.permissions, k.active, k.expires_at, k.rate_limit, k.last_used_at, k.created_at,
+    k.updated_at;

@@ -3,5 +3,6 @@
 -- returns: one Partitions
 -- role: crafely_admin
 select
-    ensure_month_partitions('usage', :months_ahead) as usage,
-    ensure_month_partitions('audit_log', :months_ahead) as audit_log;
+    -- In the order in which a transaction that makes a key and records usage comes by: no waiting in a circle.
+    ensure_month_partitions('audit_log', :months_ahead) as audit_log,
+    ensure_month_partitions('usage', :months_ahead) as usage;
