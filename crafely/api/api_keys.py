@@ -11,7 +11,7 @@ from msgspec import UNSET, Meta, UnsetType
 
 from crafely.api.services import changes
 from crafely.api.usage_records import UsageRecord, columns, encode_records
-from crafely.api.wire import Body, Call, ListQuery, Page, Problem, Timestamp, invalid, page, position
+from crafely.api.wire import Body, Call, ListQuery, Page, Problem, Timestamp, in_utc, invalid, page, position
 from crafely.auth import keys
 from crafely.auth.permissions import Permissions, duplicates, excess
 from crafely.store import api_keys, usage
@@ -160,5 +160,5 @@ def _last(permissions: list[str], name: str) -> int:
 
 
 def _check_expiry(expires_at: datetime | None) -> None:
-    if expires_at is not None and expires_at <= datetime.now(UTC):
+    if expires_at is not None and in_utc(expires_at, pointer="/expiresAt") <= datetime.now(UTC):
         raise invalid("expected a time in the future; to end a key now, revoke it", pointer="/expiresAt")

@@ -4,7 +4,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable
-from datetime import datetime
+from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Annotated, Any, TypeVar
 
@@ -85,6 +85,20 @@ def free_json(
     if _LONG_NUMBER.search(data):
         _refuse(data.decode(), lambda _, node: isinstance(node, _Huge), _NUMBER_RULE, pointer)
     return Raw(data)
+
+
+def in_utc(value: datetime, *, pointer: str | None = None, parameter: str | None = None) -> datetime:
+    """Give a time in UTC.
+
+    Raises Problem (422 at the pointer or parameter) where its offset carries it out of the years 1 to 9999: PostgreSQL
+    would store the year 10000, and Python could not read it back.
+    """
+    try:
+        return value.astimezone(UTC)
+    except OverflowError:
+        raise invalid(
+            "expected a time within the years 1 to 9999 of UTC", pointer=pointer, parameter=parameter
+        ) from None
 
 
 def decimal_within(value: Decimal, pointer: str, *, precision: int, scale: int, minimum: int = 0) -> Decimal:

@@ -24,7 +24,8 @@ REQUEST_ID = "X-Request-Id"
 # The route of a request that no line of the route table matches.
 UNMATCHED = "(none)"
 
-_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+# An API key in the wrong header must not end up in the log and the audit trail.
+_REQUEST_ID = re.compile(r"(?!crf_)[A-Za-z0-9._-]{1,128}")
 _HEADERS = {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-store", "Server": "crafely"}
 
 log = logging.getLogger("crafely")

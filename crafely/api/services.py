@@ -91,7 +91,12 @@ class Services:
             session = self.database.session("crafely_auth")
             # In one order everywhere, so that two workers wait for each other and never in a circle.
             ids = sorted(touched)
-            await api_keys.touch(session, ids=ids, used_at=[touched[id_] for id_ in ids])
+            try:
+                await api_keys.touch(session, ids=ids, used_at=[touched[id_] for id_ in ids])
+            except BaseException:
+                # They wait for the next time; of a key used meanwhile, the later use counts.
+                self._touched = {**touched, **self._touched}
+                raise
 
     async def observe_pools(self) -> None:
         """Shows this worker's pools in the metrics: the one that is scraped cannot see another's."""

@@ -7,7 +7,6 @@ from typing import Annotated, Any, Literal, TypeVar
 import msgspec
 from msgspec import Meta, Raw
 
-from crafely.api.pages import START
 from crafely.api.usage_records import UsageRecord, columns, encode_records
 from crafely.api.wire import (
     Call,
@@ -18,6 +17,7 @@ from crafely.api.wire import (
     Query,
     Timestamp,
     decode,
+    in_utc,
     invalid,
     page,
     position,
@@ -179,11 +179,12 @@ async def list_(call: Call, query: ListUsage) -> Page[Usage]:
     The caller's own records, newest first. `from` counts, `to` does not.
     """
     before, before_id = position(query)
-    if query.to is not None and (before, before_id) == START:
-        before = query.to
-    from_time = query.from_ or _BEGINNING
-    if query.to is not None and query.to <= from_time:
-        raise invalid(_ORDER, parameter="to")
+    from_time = in_utc(query.from_, parameter="from") if query.from_ else _BEGINNING
+    if query.to is not None:
+        to_time = in_utc(query.to, parameter="to")
+        if to_time <= from_time:
+            raise invalid(_ORDER, parameter="to")
+        before, before_id = min((before, before_id), (to_time, ""))
     session, user_id = call.services.session(call), call.caller.user_id
     take, skip = query.take + 1, query.skip or 0
     if query.api_key_id is None:
@@ -222,8 +223,8 @@ async def stats(call: Call, query: UsageStatsQuery) -> Page[UsageStats]:
     Sums of the caller's usage by provider, model, type or UTC day, and always by currency. `from` counts, `to` does
     not; nothing said means the last 30 days. A column that was not grouped by is null.
     """
-    to_time = query.to or datetime.now(UTC)
-    from_time = query.from_ or _before(to_time)
+    to_time = in_utc(query.to, parameter="to") if query.to else datetime.now(UTC)
+    from_time = in_utc(query.from_, parameter="from") if query.from_ else _before(to_time)
     _check_range((to_time - from_time) / timedelta(days=1))
     rows = await usage.stats(
         call.services.session(call),

@@ -4,7 +4,7 @@ from typing import Annotated
 
 from msgspec import Meta
 
-from crafely.api.wire import Body, Call, ListQuery, Page, Problem, Timestamp, invalid, page, position
+from crafely.api.wire import Body, Call, ListQuery, Page, Problem, Timestamp, in_utc, invalid, page, position
 from crafely.auth.permissions import ADMIN
 from crafely.store import user_subscriptions
 from crafely.store.user_subscriptions import CurrentSubscriptions, UserSubscription
@@ -34,14 +34,16 @@ async def create(call: Call, body: NewUserSubscription) -> UserSubscription:
         if ADMIN not in call.caller.permissions:
             raise Problem("insufficient_permissions", "Subscribing another user takes the permission admin.")
         role, user_id = "crafely_admin", body.user_id
-    if body.start_date is not None and body.end_date is not None and body.end_date < body.start_date:
+    start_date = in_utc(body.start_date, pointer="/startDate") if body.start_date is not None else None
+    end_date = in_utc(body.end_date, pointer="/endDate") if body.end_date is not None else None
+    if start_date is not None and end_date is not None and end_date < start_date:
         raise invalid("expected no time before startDate", pointer="/endDate")
     subscription = await user_subscriptions.create(
         call.services.session(call, role),
         user_id=user_id,
         package_id=body.package_id,
-        start_date=body.start_date,
-        end_date=body.end_date,
+        start_date=start_date,
+        end_date=end_date,
     )
     if subscription is None:
         raise invalid("expected the id of a package that is sold", pointer="/packageId")

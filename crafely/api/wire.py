@@ -17,7 +17,17 @@ from typing import Any, NamedTuple, Protocol
 import msgspec
 from aiohttp import web
 
-from crafely.api.bodies import Body, FreeArray, FreeJson, FreeObject, Timestamp, decimal_within, decode, free_json
+from crafely.api.bodies import (
+    Body,
+    FreeArray,
+    FreeJson,
+    FreeObject,
+    Timestamp,
+    decimal_within,
+    decode,
+    free_json,
+    in_utc,
+)
 from crafely.api.pages import ListQuery, Page, Query, decode_cursor, encode_cursor, page, position
 from crafely.api.problems import FieldError, Problem, invalid
 from crafely.api.queries import reader
@@ -48,6 +58,7 @@ __all__ = [
     "decode_cursor",
     "encode_cursor",
     "free_json",
+    "in_utc",
     "invalid",
     "mount",
     "page",

@@ -13,6 +13,7 @@ from aiohttp import web
 from aiohttp.worker import GunicornUVLoopWebWorker
 from gunicorn.app.base import BaseApplication
 from gunicorn.arbiter import Arbiter
+from gunicorn.errors import HaltServer
 from gunicorn.glogging import Logger
 
 from crafely import signals
@@ -53,6 +54,13 @@ class _Arbiter(Arbiter):  # type: ignore[misc]  # gunicorn ships no types
         super().init_signals()
         for number in ignored:
             signal.signal(number, signal.SIG_IGN)
+
+    def stop(self, graceful: bool = True) -> None:
+        try:
+            super().stop(graceful)
+        except HaltServer:
+            # Another worker could not start either; that must not keep the rest from being stopped.
+            self.stop(graceful)
 
     # To gunicorn SIGHUP means new settings; ours do not change, and a closed terminal must leave nothing behind.
     handle_hup = Arbiter.handle_term
@@ -104,7 +112,7 @@ class _Logger(Logger):  # type: ignore[misc]  # gunicorn ships no types
     """Gunicorn's messages among all others, as JSON."""
 
     def setup(self, cfg: Any) -> None:  # noqa: ARG002 - gunicorn's signature
-        """Leaves the format to the root logger."""
+        """Leaves the format to the root logger. At info gunicorn tells each of its steps; what goes wrong is enough."""
         self.error_log.handlers.clear()
         self.error_log.propagate = True
-        self.error_log.setLevel(logging.getLogger().level)
+        self.error_log.setLevel(max(logging.getLogger().level, logging.WARNING))

@@ -1,26 +1,34 @@
 """The whole application on a real database and a real socket, and clients that hold every answer to its description."""
 
 import functools
+import itertools
 import json
+import os
 import re
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import aiohttp
 import msgspec
+import psycopg
 import pytest
+import pytest_asyncio
 from aiohttp import web
 from jsonschema import Draft202012Validator, FormatChecker
+from yarl import URL
 
-from crafely.api import ROUTES, openapi, server
+from crafely.api import ROUTES, openapi
+from crafely.api import server as application
 from crafely.auth import keys
 from crafely.auth.hashing import Hasher
 from crafely.config import Settings
+from crafely.db import embedded
 from crafely.db.session import Database, Identity, Session
 from crafely.store import api_keys
 from tests.auth.conftest import ISSUER, PARTY, Signer
+from tests.conftest import _administer, _url
 
 # What every answer must carry, besides its request id.
 HEADERS = {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-store", "Server": "crafely"}
@@ -60,28 +68,27 @@ class Answer:
 class Client:
     """One caller. Every answer is compared with /openapi.json, and with the status that the test expects."""
 
-    def __init__(self, http: aiohttp.ClientSession, token: str | None) -> None:
+    def __init__(self, http: aiohttp.ClientSession, token: str = "", user: str = "") -> None:
         self._http = http
-        self.token = token or ""
+        self.token = token
+        self.user = user
 
     async def request(self, method: str, path: str, *, expect: int, **options: Any) -> Answer:
-        """Takes what aiohttp's request takes; headers are added to the credentials."""
+        """Takes what aiohttp's request takes; headers are added to the credentials. The path is sent as it stands."""
         headers = {"Authorization": f"Bearer {self.token}"} if self.token else {}
         headers.update(options.pop("headers", {}))
-        async with self._http.request(method, path, headers=headers, **options) as response:
+        async with self._http.request(method, URL(path, encoded=True), headers=headers, **options) as response:
             answer = Answer(response.status, response.headers, await response.read())
-            route = response.url.path
         assert answer.status == expect, f"{method} {path}: {answer.status} {answer.raw[:1000]!r}"
-        check(method, route, answer)
+        check(method, path.partition("?")[0], answer)
         return answer
 
-    async def get(self, path: str, *, expect: int = 200, **params: Any) -> Answer:
-        """GET, with query parameters by keyword; from_ stands for from."""
-        named = {name.rstrip("_"): value for name, value in params.items()}
-        return await self.request("GET", path, expect=expect, params=named)
+    async def get(self, path: str, *, expect: int = 200, **options: Any) -> Answer:
+        return await self.request("GET", path, expect=expect, **options)
 
     async def post(self, path: str, json: Any = None, *, expect: int = 201, **options: Any) -> Answer:
-        return await self.request("POST", path, expect=expect, json=json, **options)
+        body = {} if json is None else {"json": json}
+        return await self.request("POST", path, expect=expect, **body, **options)
 
     async def patch(self, path: str, json: Any, *, expect: int = 200, **options: Any) -> Answer:
         return await self.request("PATCH", path, expect=expect, json=json, **options)
@@ -92,41 +99,42 @@ class Client:
     async def all(self, path: str, **params: Any) -> list[Any]:
         """Every row of a list, page by page, by its cursors."""
         rows: list[Any] = []
-        more: dict[str, str] = {}
         for _ in range(1000):
-            page = await self.get(path, **params, **more)
+            page = await self.get(path, params=params)
             rows += page["data"]
             if page["nextCursor"] is None:
                 return rows
-            more = {"cursor": page["nextCursor"]}
+            params["cursor"] = page["nextCursor"]
         raise AssertionError(f"{path}: the cursors lead to no end")
 
 
-class Api:
-    """A server, and its callers: alice and bob hold every permission but admin, admin holds all of them."""
+class Server:
+    """A running server on a database, and what a test needs to arrange and to look at what is stored."""
 
-    def __init__(self, http: aiohttp.ClientSession, address: tuple[str, int], database: Database, sign: Signer) -> None:
-        self._http = http
+    def __init__(self, url: str, address: tuple[str, int], http: aiohttp.ClientSession, signer: Signer) -> None:
+        self.url = url
         self.address = address
-        self._database = database
-        self._signer = sign
+        self.signer = signer
+        self._http = http
+        self._database = Database(url, size=1, pool_timeout=5, statement_timeout=10, roles=("crafely_app",))
         self._hasher = Hasher(SETTINGS)
-        self.anonymous = Client(http, None)
-        self.alice: Client
-        self.bob: Client
-        self.admin: Client
 
     async def open(self) -> None:
-        self.alice = await self.caller("alice", "*")
-        self.bob = await self.caller("bob", "*")
-        self.admin = await self.caller("root", "*", "admin")
+        await self._database.open()
 
-    def close(self) -> None:
+    async def close(self) -> None:
         self._hasher.close()
+        await self._database.close()
 
     def store(self, user: str) -> Session:
         """The store, as a user: to arrange what the API would not do."""
         return self._database.session("crafely_app", Identity(user))
+
+    def sql(self, statement: str, *values: Any) -> list[tuple[Any, ...]]:
+        """Runs SQL as the superuser, whom row-level security does not hold back."""
+        with psycopg.connect(self.url, autocommit=True) as connection:
+            cursor = connection.execute(statement.encode(), values)
+            return cursor.fetchall() if cursor.description else []
 
     async def caller(self, user: str, *permissions: str) -> Client:
         """A user with a new key that holds these permissions."""
@@ -142,44 +150,70 @@ class Api:
             expires_at=None,
             rate_limit=None,
         )
-        return Client(self._http, new.token)
-
-    @staticmethod
-    def raw(changes: dict[str, Any]) -> msgspec.Raw:
-        """The changes of one of the store's updates."""
-        return msgspec.Raw(msgspec.json.encode(changes))
+        return Client(self._http, new.token, user)
 
     def with_token(self, token: str) -> Client:
         return Client(self._http, token)
 
     def signed_in(self, user: str, **claims: Any) -> Client:
         """A user with a session token of Clerk's form, signed with the RSA key that the server trusts."""
-        return Client(self._http, self._signer.token(sub=user, **claims))
+        return Client(self._http, self.signer.token(sub=user, **claims), user)
+
+
+@dataclass(frozen=True)
+class Api:
+    """A server and some callers, who are new in each test: a server may serve many tests and nobody sees the others.
+
+    alice and bob hold every permission but admin, and admin holds all of them.
+    """
+
+    server: Server
+    alice: Client
+    bob: Client
+    admin: Client
+    anonymous: Client
+
+
+_numbers = itertools.count(1)
+
+
+async def introduce(server: Server) -> Api:
+    number = next(_numbers)
+    return Api(
+        server,
+        await server.caller(f"alice-{number}", "*"),
+        await server.caller(f"bob-{number}", "*"),
+        await server.caller(f"admin-{number}", "*", "admin"),
+        server.with_token(""),
+    )
 
 
 # The smallest hash that argon2 makes: what it costs is not what these tests are about.
 SETTINGS = Settings(argon2_memory_kib=8, pool_size=4, key_environment="test", shutdown_grace=2, pool_timeout=1)
+# The user whose session tokens hold admin.
+ROOT = "user_root"
 
 
 @asynccontextmanager
-async def serving(url: str, sign: Signer, **settings: Any) -> AsyncIterator[Api]:
+async def serving(url: str, signer: Signer, **settings: Any) -> AsyncIterator[Server]:
     """The application on the database at a URL, on a free port of loopback."""
-    given = {name: getattr(SETTINGS, name) for name in SETTINGS.__struct_fields__} | settings
-    clerk = {"clerk_issuer": ISSUER, "clerk_pem": sign.pem, "clerk_authorized_parties": (PARTY,)}
-    runner = server.runner(Settings(**{**given, **clerk, "clerk_admins": ("root",)}), url)
-    database = Database(url, size=1, pool_timeout=5, statement_timeout=10, roles=("crafely_app",))
-    await runner.setup()
+    clerk = {
+        "clerk_issuer": ISSUER,
+        "clerk_pem": signer.pem,
+        "clerk_authorized_parties": (PARTY,),
+        "clerk_admins": (ROOT,),
+    }
+    runner = application.runner(msgspec.structs.replace(SETTINGS, **clerk, **settings), url)
     try:
+        await runner.setup()
         await web.TCPSite(runner, "127.0.0.1", 0).start()
         host, port = runner.addresses[0][:2]
-        await database.open()
         async with aiohttp.ClientSession(f"http://{host}:{port}") as http:
-            api = Api(http, (host, port), database, sign)
-            await api.open()
-            yield api
-            api.close()
+            server = Server(url, (host, port), http, signer)
+            await server.open()
+            yield server
+            await server.close()
     finally:
-        await database.close()
         await runner.cleanup()
 
 
@@ -188,11 +222,33 @@ def signer() -> Signer:
     return Signer("ins_a")
 
 
+@pytest.fixture(scope="module")
+def module_database(server: embedded.Server, template: str) -> Iterator[str]:
+    """The URL of a migrated database for the tests of one module."""
+    name = f"crafely_module_{os.getpid()}_{next(_numbers)}"
+    _administer(server, f"create database {name} template {template}")
+    yield _url(server, name)
+    _administer(server, f"drop database {name} with (force)")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def shared(module_database: str, signer: Signer) -> AsyncIterator[Server]:
+    """A server for the tests of one module."""
+    async with serving(module_database, signer) as server:
+        yield server
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def api(shared: Server) -> Api:
+    """The module's server and callers of the test's own. The module says so: asyncio(loop_scope="module")."""
+    return await introduce(shared)
+
+
 @pytest.fixture
-async def api(database_url: str, signer: Signer) -> AsyncIterator[Api]:
-    """A server on a database of the test's own."""
-    async with serving(database_url, signer) as api:
-        yield api
+async def own(database_url: str, signer: Signer) -> AsyncIterator[Server]:
+    """A server on a database of the test's own, for tests that harm it."""
+    async with serving(database_url, signer) as server:
+        yield server
 
 
 @functools.cache

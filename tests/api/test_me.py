@@ -6,15 +6,16 @@ from typing import Any
 import pytest
 
 from crafely.auth import keys
-from crafely.store import api_keys
-from tests.api.conftest import Api
+from tests.api.conftest import ROOT, Api
 from tests.auth.conftest import Signer
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
 async def test_a_key_says_whose_it_is_and_what_it_may_do(api: Api) -> None:
-    caller = await api.caller("alice", "agents:read", "usage:write")
+    caller = await api.server.caller(api.alice.user, "agents:read", "usage:write")
     me = await caller.get("/v1/me")
-    assert me["userId"] == "alice"
+    assert me["userId"] == api.alice.user
     assert me["permissions"] == ["agents:read", "usage:write"]
     assert me["apiKeyId"].startswith("key_")
     assert me["sessionId"] is None
@@ -22,18 +23,18 @@ async def test_a_key_says_whose_it_is_and_what_it_may_do(api: Api) -> None:
 
 async def test_a_key_is_taken_from_x_api_key_too(api: Api) -> None:
     me = await api.anonymous.request("GET", "/v1/me", expect=200, headers={"X-API-Key": api.bob.token})
-    assert me["userId"] == "bob"
+    assert me["userId"] == api.bob.user
 
 
 async def test_a_session_token_holds_everything_but_admin(api: Api) -> None:
-    alice = api.signed_in("alice")
+    alice = api.server.signed_in("alice")
     me = await alice.get("/v1/me")
     assert me.body == {"userId": "alice", "permissions": ["*"], "apiKeyId": None, "sessionId": "sess_2a"}
     await alice.get("/v1/usage/daily-by-user", expect=403)
 
 
 async def test_a_session_token_of_a_named_administrator_holds_admin(api: Api) -> None:
-    root = api.signed_in("root")
+    root = api.server.signed_in(ROOT)
     assert (await root.get("/v1/me"))["permissions"] == ["*", "admin"]
     await root.get("/v1/usage/daily-by-user")
 
@@ -51,18 +52,18 @@ async def test_a_session_token_of_a_named_administrator_holds_admin(api: Api) ->
 async def test_a_session_token_that_is_wrong_in_one_claim_is_refused(
     api: Api, claims: dict[str, Any], reason: str
 ) -> None:
-    refused = await api.signed_in("alice", **claims).get("/v1/me", expect=401)
+    refused = await api.server.signed_in("alice", **claims).get("/v1/me", expect=401)
     assert refused["code"] == "invalid_token"
     assert reason in refused["detail"]
 
 
 async def test_a_session_token_that_somebody_else_signed_is_refused(api: Api) -> None:
-    forged = api.with_token(Signer("ins_a").token(sub="root"))
+    forged = api.server.with_token(Signer("ins_a").token(sub=ROOT))
     assert "signature is wrong" in (await forged.get("/v1/me", expect=401))["detail"]
 
 
 async def test_a_revoked_key_is_refused_at_once(api: Api) -> None:
-    caller = await api.caller("alice", "*")
+    caller = await api.server.caller(api.alice.user, "*")
     me = await caller.get("/v1/me")
     await caller.delete(f"/v1/api-keys/{me['apiKeyId']}")
     refused = await caller.get("/v1/me", expect=401)
@@ -74,11 +75,10 @@ async def test_a_revoked_key_is_refused_at_once(api: Api) -> None:
 async def test_an_expired_key_is_refused_at_once(api: Api) -> None:
     soon = (datetime.now(UTC) + timedelta(hours=1)).isoformat()
     made = await api.alice.post("/v1/api-keys", {"permissions": ["*"], "expiresAt": soon})
-    caller = api.with_token(made["key"])
+    caller = api.server.with_token(made["key"])
     await caller.get("/v1/me")
     # The API takes no time that is past, so the clock is put forward in the row.
-    changed = {"expires_at": datetime.now(UTC) - timedelta(seconds=1)}
-    assert await api_keys.update(api.store("alice"), id=made["id"], user_id="alice", changes=api.raw(changed))
+    api.server.sql("update api_keys set expires_at = now() where id = %s", made["id"])
     refused = await caller.get("/v1/me", expect=401)
     assert "expired" in refused["detail"]
 
@@ -87,7 +87,7 @@ async def test_the_right_id_with_a_wrong_secret_is_no_key(api: Api) -> None:
     parsed = keys.parse(api.alice.token)
     assert parsed is not None
     body = f"crf_test_{parsed.key_id}_{'x' * 32}"
-    refused = await api.with_token(body + keys._crc(body)).get("/v1/me", expect=401)
+    refused = await api.server.with_token(body + keys._crc(body)).get("/v1/me", expect=401)
     assert "no such API key" in refused["detail"]
 
 

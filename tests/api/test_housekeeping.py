@@ -1,0 +1,128 @@
+"""What a serving process does by itself, with a clock that runs faster."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import psycopg
+import pytest
+
+from crafely.api import housekeeping
+from crafely.db import embedded
+from tests.api.conftest import Server, introduce, serving
+from tests.api.test_ops import away
+from tests.auth.conftest import Signer
+
+Value = list[tuple[Any, ...]]
+
+
+@pytest.fixture
+async def brisk(database_url: str, signer: Signer, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Server]:
+    """A server that does its housekeeping all the time, and does not wait long for a lock."""
+    for interval in ("TOUCHES", "SUBSCRIPTIONS", "PARTITIONS"):
+        monkeypatch.setattr(housekeeping, interval, 0.05)
+    async with serving(database_url, signer, statement_timeout=0.4) as server:
+        yield server
+
+
+async def becomes(look: Callable[[], Any], wanted: Callable[[Any], bool]) -> Any:
+    """Looks until it is so. The time limit is there for a failing test to end."""
+    async with asyncio.timeout(60):
+        while not wanted(value := look()):  # noqa: ASYNC110 - a database raises no event
+            await asyncio.sleep(0.02)
+    return value
+
+
+def last_used(server: Server, user: str) -> Value:
+    return server.sql("select last_used_at, updated_at, created_at from api_keys where user_id = %s", user)
+
+
+async def test_the_last_use_of_a_key_is_written_and_is_no_change_of_it(brisk: Server) -> None:
+    caller = await brisk.caller("alice", "*")
+    assert last_used(brisk, "alice")[0][0] is None
+    await caller.get("/v1/me")
+    [(used, updated, created)] = await becomes(lambda: last_used(brisk, "alice"), lambda rows: rows[0][0] is not None)
+    assert used > created == updated
+    await caller.get("/v1/me")
+    await becomes(lambda: last_used(brisk, "alice"), lambda rows: rows[0][0] > used)
+    assert brisk.sql("select action from audit_log where table_name = 'api_keys'") == [("insert",)]
+
+
+async def test_what_waits_is_written_when_the_server_stops(database_url: str, signer: Signer) -> None:
+    async with serving(database_url, signer) as server:
+        await (await server.caller("alice", "*")).get("/v1/me")
+    assert last_used(server, "alice")[0][0] is not None
+
+
+async def test_a_last_use_that_could_not_be_written_is_written_later(
+    brisk: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    caller = await brisk.caller("alice", "*")
+    with psycopg.connect(brisk.url) as connection:
+        # Whoever holds this lock lets others read and nobody write.
+        connection.execute("lock table api_keys in share mode")
+        await caller.get("/v1/me")
+        await becomes(lambda: caplog.text, lambda text: "housekeeping failed: flush_touches" in text)
+        assert last_used(brisk, "alice")[0][0] is None
+    await becomes(lambda: last_used(brisk, "alice"), lambda rows: rows[0][0] is not None)
+
+
+async def subscribe(server: Server) -> str:
+    """An active subscription without an end."""
+    api = await introduce(server)
+    package = await api.admin.post("/v1/packages", {"name": "Pro", "price": "1"})
+    made = await api.alice.post("/v1/user-subscriptions", {"packageId": package["id"]})
+    return str(made["id"])
+
+
+def end(server: Server, id: str) -> None:
+    server.sql("update user_subscriptions set end_date = now() where id = %s", id)
+
+
+def status(server: Server, id: str) -> str:
+    return str(server.sql("select status from user_subscriptions where id = %s", id)[0][0])
+
+
+async def test_a_subscription_expires_when_its_end_has_come(brisk: Server) -> None:
+    subscription = await subscribe(brisk)
+    end(brisk, subscription)
+    await becomes(lambda: status(brisk, subscription), lambda one: one == "expired")
+    trail = brisk.sql(
+        "select actor_role, old ->> 'status', new ->> 'status' from audit_log where row_id = %s and new ? 'status'"
+        " and action = 'update'",
+        subscription,
+    )
+    assert trail == [("crafely_admin", "active", "expired")]
+
+
+@pytest.mark.parametrize("table", ["usage", "audit_log"])
+async def test_the_months_ahead_are_made(brisk: Server, table: str) -> None:
+    def months() -> list[str]:
+        found = brisk.sql(
+            "select inhrelid::regclass::text from pg_inherits"
+            " where inhparent = %s::regclass and inhrelid::regclass::text not like '%%default' order by 1",
+            table,
+        )
+        return [name for (name,) in found]
+
+    before = months()
+    assert len(before) >= 4
+    brisk.sql(f"drop table {before[-1]}")
+    await becomes(months, lambda now: bool(now == before))
+
+
+async def test_event_ids_past_their_window_are_forgotten_and_others_kept(brisk: Server) -> None:
+    api = await introduce(brisk)
+    await api.alice.post("/v1/usage", [{"eventId": "old"}, {"eventId": "new"}])
+    brisk.sql("update usage_events set created_at = now() - interval '41 days' where event_id = 'old'")
+    await becomes(lambda: brisk.sql("select event_id from usage_events"), lambda rows: rows == [("new",)])
+
+
+async def test_a_job_that_fails_is_done_when_the_database_is_back(
+    server: embedded.Server, brisk: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    subscription = await subscribe(brisk)
+    with away(server, brisk.url):
+        await becomes(lambda: caplog.text, lambda text: text.count("housekeeping failed: expire_subscriptions") > 1)
+    end(brisk, subscription)
+    await becomes(lambda: status(brisk, subscription), lambda one: one == "expired")
