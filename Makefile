@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 # Another server for the tests: PG=/usr/lib/postgresql/15/bin (its programs) or PG=postgresql://… (one that runs).
-PG ?=
+PG ?= $(CRAFELY_TEST_POSTGRES)
 
 .PHONY: run test lint check wheel constraints clean
 
@@ -35,11 +35,14 @@ clean:  ## remove what was installed and built; data in .crafely stays
 
 # What serves needs no tools for tests; both are installed once, and again when their versions change.
 $(VENV)/.run: pyproject.toml constraints.txt
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "crafely needs Python 3.11 or newer: make PYTHON=python3.11")'
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable .
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "crafely needs Python 3.11 or newer: make PYTHON=python3.11")'
+	@echo "making a virtual environment in $(VENV)/"
+	@$(PYTHON) -m venv $(VENV)
+	@echo "installing what serves into it: up to a minute, this once"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable .
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.run
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@echo "installing what tests, this once"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $@

@@ -43,16 +43,14 @@ def served() -> Iterator[tuple[str, str]]:
 
 
 def _lines() -> str:
-    blocks = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
+    blocks: list[str] = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
     return next(block for block in blocks if block.startswith("API="))
 
 
 def test_the_pasted_lines_store_and_sum_exactly_what_they_say(served: tuple[str, str]) -> None:
     address, key = served
-    script = _lines().replace("http://127.0.0.1:8000", address)
-    done = subprocess.run(
-        ["/bin/bash", "-eu", "-o", "pipefail"], input=f"KEY={key}\n{script}", capture_output=True, text=True, check=False
-    )
+    script = f"set -eu -o pipefail\nKEY={key}\n" + _lines().replace("http://127.0.0.1:8000", address)
+    done = subprocess.run(["/bin/bash"], input=script, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     agent, usage, stats, daily = (msgspec.json.decode(line) for line in done.stdout.splitlines())
 

@@ -4,17 +4,20 @@ import argparse
 import asyncio
 import sys
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import TypeVar
 
 import msgspec
-from rich.console import Console
+from rich import box
+from rich.markup import escape
 from rich.table import Table
 
 from crafely.auth import keys
 from crafely.auth.hashing import Hasher
-from crafely.auth.permissions import ADMIN, EVERYTHING, Permissions, duplicates
-from crafely.cli.target import target
+from crafely.auth.permissions import ADMIN, EVERYTHING, MAX_COUNT, Permission
+from crafely.cli.tables import show
+from crafely.cli.target import require_schema, target
 from crafely.config import Settings, load
 from crafely.db.session import Database, Identity, Session
 from crafely.store import api_keys
@@ -25,6 +28,7 @@ T = TypeVar("T")
 # The user that the keys of this command belong to, unless it is told another.
 ADMIN_USER = "admin"
 MAX_LISTED = 1000
+MAX_TEXT = 255
 
 
 def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -33,27 +37,51 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
 
     create = actions.add_parser("create", help="make a key and print it, this once")
-    create.add_argument("--name", help="for people, to tell keys apart")
+    create.add_argument("--name", type=_text, help="for people, to tell keys apart")
     create.add_argument(
         "--permission",
         action="append",
         dest="permissions",
+        type=_permission,
         metavar="NAME",
-        help=f"may be repeated (default: {EVERYTHING})",
+        help=f"such as agents:read; may be repeated (default: {EVERYTHING}, which is all but {ADMIN})",
     )
-    create.add_argument("--admin", action="store_true", help="an administrator's key: * and admin")
-    create.add_argument("--expires-at", metavar="TIME", help="RFC 3339, such as 2027-01-31T12:00:00Z")
+    create.add_argument("--admin", action="store_true", help=f"an administrator's key: {EVERYTHING} and {ADMIN}")
+    create.add_argument("--expires-at", type=_future, metavar="TIME", help="RFC 3339, such as 2027-01-31T12:00:00Z")
     create.set_defaults(run=_create)
 
     show = actions.add_parser("list", help="list a user's keys, newest first")
     show.set_defaults(run=_list)
 
     revoke = actions.add_parser("revoke", help="revoke a key, for good")
-    revoke.add_argument("id", help="key_…")
+    revoke.add_argument("id", type=_text, help="key_…")
     revoke.set_defaults(run=_revoke)
     for action in (create, show, revoke):
-        action.add_argument("--user", default=ADMIN_USER, help=f"whose key (default: {ADMIN_USER})")
+        action.add_argument("--user", type=_text, default=ADMIN_USER, help=f"whose key (default: {ADMIN_USER})")
         action.add_argument("--json", action="store_true", help="for programs")
+
+
+def _text(argument: str) -> str:
+    if not 1 <= len(argument) <= MAX_TEXT:
+        raise argparse.ArgumentTypeError(f"expected 1 to {MAX_TEXT} characters")
+    if not argument.isprintable():
+        raise argparse.ArgumentTypeError("expected printable characters in UTF-8")
+    return argument
+
+
+def _permission(argument: str) -> str:
+    try:
+        return msgspec.convert(argument, Permission)
+    except msgspec.ValidationError:
+        raise argparse.ArgumentTypeError("expected a name such as agents:read, or *") from None
+
+
+def _future(argument: str) -> datetime:
+    with suppress(msgspec.ValidationError):
+        time = msgspec.convert(argument, datetime)
+        if time.tzinfo is not None and time > datetime.now(UTC):
+            return time
+    raise argparse.ArgumentTypeError("expected a time in the future with its offset, such as 2027-01-31T12:00:00Z")
 
 
 def make(
@@ -120,8 +148,8 @@ def _as_user(settings: Settings, url: str, user_id: str, work: Callable[[Session
             statement_timeout=settings.statement_timeout,
             roles=("crafely_app",),
         )
-        await database.open()
         try:
+            await database.open()
             return await work(database.session("crafely_app", Identity(user_id, request_id="crafely keys")))
         finally:
             await database.close()
@@ -131,30 +159,19 @@ def _as_user(settings: Settings, url: str, user_id: str, work: Callable[[Session
 
 def _create(arguments: argparse.Namespace) -> int:
     settings = load()
-    permissions = arguments.permissions or [EVERYTHING]
-    if arguments.admin:
-        permissions = [*dict.fromkeys([EVERYTHING, ADMIN, *permissions])]
-    try:
-        msgspec.convert(permissions, Permissions)
-        expires_at = msgspec.convert(arguments.expires_at, datetime | None)
-        if expires_at is not None and (expires_at.tzinfo is None or expires_at <= datetime.now(UTC)):
-            return _refused("--expires-at: expected a time in the future, with its offset")
-    except msgspec.ValidationError as error:
-        return _refused(str(error))
-    if twice := duplicates(permissions):
-        return _refused(f"--permission {twice[0]}: given twice")
-    if not arguments.user or len(arguments.user) > 255:
-        return _refused("--user: expected 1 to 255 characters")
-    if arguments.name is not None and not 1 <= len(arguments.name) <= 255:
-        return _refused("--name: expected 1 to 255 characters")
+    permissions = [EVERYTHING, ADMIN] if arguments.admin else []
+    permissions = list(dict.fromkeys(permissions + (arguments.permissions or []))) or [EVERYTHING]
+    if len(permissions) > MAX_COUNT:
+        return _refused(f"--permission: at most {MAX_COUNT} names", code=2)
     with target(settings) as found:
+        require_schema(found)
         made = make(
             settings,
             found.url,
             user_id=arguments.user,
             name=arguments.name,
             permissions=permissions,
-            expires_at=expires_at,
+            expires_at=arguments.expires_at,
         )
     if arguments.json:
         print(_json({**msgspec.to_builtins(made.row), "key": made.token, "userId": arguments.user}))
@@ -168,23 +185,24 @@ def _create(arguments: argparse.Namespace) -> int:
 def _list(arguments: argparse.Namespace) -> int:
     settings = load()
     with target(settings) as found:
+        require_schema(found)
         rows = _newest(settings, found.url, arguments.user, MAX_LISTED + 1)
     if arguments.json:
         print(_json(rows[:MAX_LISTED]))
         return 0
-    table = Table("id", "prefix", "name", "permissions", "active", "last used", "expires", "created")
+    table = Table("id", "name", "permissions", "state", "last used", "created", box=box.SIMPLE_HEAD)
+    # Broken in two, it could not be pasted behind `crafely keys revoke`.
+    table.columns[0].no_wrap, table.columns[0].min_width = True, len(rows[0].id) if rows else None
     for key in rows[:MAX_LISTED]:
         table.add_row(
             key.id,
-            key.prefix,
-            key.name,
+            escape(key.name or ""),
             " ".join(key.permissions),
-            "yes" if key.active else "revoked",
+            _state(key),
             _when(key.last_used_at),
-            _when(key.expires_at),
             _when(key.created_at),
         )
-    Console().print(table)
+    show(table)
     if len(rows) > MAX_LISTED:
         print(f"only the newest {MAX_LISTED} are shown", file=sys.stderr)
     return 0
@@ -197,15 +215,24 @@ def _revoke(arguments: argparse.Namespace) -> int:
         return await api_keys.revoke(session, id=arguments.id, user_id=arguments.user)
 
     with target(settings) as found:
+        require_schema(found)
         if not _as_user(settings, found.url, arguments.user, revoke):
             return _refused(f"user {arguments.user} has no key {arguments.id}")
     print(_json({"id": arguments.id, "active": False}) if arguments.json else f"{arguments.id} is revoked")
     return 0
 
 
-def _refused(line: str) -> int:
+def _refused(line: str, code: int = 1) -> int:
     print(f"crafely: {line}", file=sys.stderr)
-    return 1
+    return code
+
+
+def _state(key: ApiKey) -> str:
+    if not key.active:
+        return "revoked"
+    if key.expires_at is None:
+        return "active"
+    return f"{'until' if key.expires_at > datetime.now(UTC) else 'expired'} {_when(key.expires_at)}"
 
 
 def _when(time: datetime | None) -> str:

@@ -13,10 +13,16 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         sock = socket.socket(family, kind)
-        # After a restart the port may still be in TIME_WAIT; one that somebody listens on is refused all the same.
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind(address)
-        sock.listen()
+        try:
+            # After a restart the port may still be in TIME_WAIT; one that is listened on is refused all the same.
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.bind(address)
+            sock.listen()
+        except OSError:
+            sock.close()
+            raise
+    except UnicodeError:
+        raise ListenError(f"cannot listen on {host!r}: that is no host name") from None
     except OSError as error:
         reason = "that port is taken" if error.errno == errno.EADDRINUSE else str(error.strerror or error).lower()
         advice = "choose another with --port or CRAFELY_PORT (0 takes a free one)"

@@ -3,13 +3,12 @@
 import argparse
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import msgspec
-from rich.console import Console
 from rich.table import Table
 
-from crafely.cli.target import Target, target
+from crafely.cli.tables import show
+from crafely.cli.target import Target, near, target
 from crafely.config import load
 from crafely.db import migrate
 
@@ -30,7 +29,7 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     down.add_argument("--all", action="store_true", help="all of them: nothing is left")
     down.set_defaults(run=_on(_down))
 
-    status = actions.add_parser("status", help="what is applied and what is not; only reads")
+    status = actions.add_parser("status", help="what is applied and what is not; only reads; exit code 1 unless all is")
     status.add_argument("--json", action="store_true", help="for programs")
     status.set_defaults(run=_on(_status))
 
@@ -72,14 +71,14 @@ def _status(found: Target, arguments: argparse.Namespace) -> int:
         for one in history:
             applied = one.applied_at.strftime("%Y-%m-%d %H:%M:%S") if one.applied_at else ""
             table.add_row(one.id, f"[{_STYLES[one.state]}]{one.state}[/]", applied, one.checksum[:12])
-        Console().print(table)
+        show(table)
     # A script can ask: 0 means that the database is what the files say.
     return 0 if all(one.state == "applied" for one in history) else 1
 
 
 def _new(arguments: argparse.Namespace) -> int:
     for path in migrate.new(arguments.name):
-        print(_near(path))
+        print(near(path))
     return 0
 
 
@@ -90,8 +89,3 @@ def _reset(found: Target, arguments: argparse.Namespace) -> int:
 
 def _say(line: str) -> None:
     print(line, file=sys.stderr)
-
-
-def _near(path: Path) -> Path:
-    here = Path.cwd()
-    return path.relative_to(here) if path.is_relative_to(here) else path

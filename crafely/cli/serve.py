@@ -3,19 +3,20 @@
 import argparse
 import os
 import shlex
+import socket
 import sys
 import tempfile
 from contextlib import ExitStack
+from pathlib import Path
 
 import psycopg
 
 from crafely import __version__
 from crafely.cli import keys
-from crafely.cli.listen import listen
-from crafely.cli.target import Target, target
+from crafely.cli.listen import ListenError, listen
+from crafely.cli.target import Target, require_schema, target
 from crafely.config import Settings, load
 from crafely.db import embedded, migrate
-from crafely.db.migration_files import MigrationError
 
 
 def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -30,12 +31,21 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
 def run(arguments: argparse.Namespace) -> int:
     """Serves until stopped."""
     settings = load(host=arguments.host, port=arguments.port, workers=arguments.workers)
+    try:
+        return _run(settings)
+    except KeyboardInterrupt:
+        # To be stopped is how serving ends, also while it starts: no error, and make prints none.
+        return 0
+
+
+def _run(settings: Settings) -> int:
     with ExitStack() as stack:
         # Before anything is started: a taken port is the commonest mistake.
-        sock = stack.enter_context(listen(settings.host, settings.port))
+        sock = stack.enter_context(_listen(settings))
         address = _address(settings.host, sock.getsockname()[1])
         if settings.database_url is None:
             stack.enter_context(embedded.serving(settings.data_dir, address))
+            _say(f"starting PostgreSQL in {settings.data_dir}/")
         found = stack.enter_context(target(settings))
         _prepare(settings, found)
         if settings.workers > 1:
@@ -54,25 +64,34 @@ def run(arguments: argparse.Namespace) -> int:
         return serve(settings, found.url, sock, ready)
 
 
+def _listen(settings: Settings) -> socket.socket:
+    try:
+        return listen(settings.host, settings.port)
+    except ListenError as error:
+        if settings.database_url is None and settings.data_dir.exists():
+            # Who types the same command twice has taken the port himself: then this says so.
+            with embedded.serving(settings.data_dir, "nowhere yet"):
+                raise error from None
+        raise
+
+
 def _prepare(settings: Settings, found: Target) -> None:
     """Brings the embedded database up to date, and makes the first admin key and prints it.
 
     Another database is the DBA's: its migrations are only looked at.
     """
     if not found.embedded:
-        missing = [m.id for m in migrate.status(found.url) if m.state == "pending"]
-        if missing:
-            raise MigrationError(f"{len(missing)} migrations are missing ({missing[0]} …): run crafely migrate up")
+        require_schema(found)
         return
     with psycopg.connect(found.url, autocommit=True) as connection:
         # The server has the library loaded; the view needs its extension in this database.
         connection.execute("set client_min_messages = error")
         connection.execute("create extension if not exists pg_stat_statements")
-    migrate.up(found.url, on_progress=lambda line: print(line, file=sys.stderr))
+    migrate.up(found.url, on_progress=_say)
     if not keys.has_any(settings, found.url, keys.ADMIN_USER):
         made = keys.make(settings, found.url, user_id=keys.ADMIN_USER, name="first key", permissions=["*", "admin"])
         # At once: whatever fails after this, nobody could ever read it again.
-        print(f"Your first key, an administrator's; it is shown this once:\n\n  {made.token}\n", flush=True)
+        print(f"Your first key, an administrator's; it is shown this once:\n\n  KEY={made.token}\n", flush=True)
 
 
 def _address(host: str, port: int) -> str:
@@ -89,9 +108,9 @@ def _banner(settings: Settings, found: Target, address: str) -> str:
             "",
             f"  API       {address}",
             f"  Docs      {address}/docs",
-            f"  Database  psql {shlex.quote(found.shown)}",
+            f"  Database  {found.pasteable}",
             f"            ({where})",
-            f"  New key   KEY=$({_program()} keys create --admin)",
+            f"  New key   KEY=$({_program(settings)} keys create --admin)",
             "",
             f'  Try       curl -s {address}/v1/me -H "Authorization: Bearer $KEY"',
             "",
@@ -101,6 +120,15 @@ def _banner(settings: Settings, found: Target, address: str) -> str:
     )
 
 
-def _program() -> str:
-    """This program as it can be typed here."""
-    return shlex.quote(sys.argv[0]) if "/" in sys.argv[0] else "crafely"
+def _program(settings: Settings) -> str:
+    """This program as it can be typed in another terminal, for the same data."""
+    name = shlex.quote(sys.argv[0]) if "/" in sys.argv[0] else "crafely"
+    if Path(sys.argv[0]).name == "__main__.py":
+        name = f"{shlex.quote(sys.executable)} -m crafely"
+    if settings.database_url is None and settings.data_dir != Settings().data_dir:
+        return f"CRAFELY_DATA_DIR={shlex.quote(str(settings.data_dir))} {name}"
+    return name
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)

@@ -1,35 +1,65 @@
 """Which database a command works on: the one that CRAFELY_DATABASE_URL names, or the embedded one."""
 
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import msgspec
+import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.pq import Conninfo
 
-from crafely.config import Settings
-from crafely.db import embedded
+from crafely.config import Settings, SettingsError
+from crafely.db import embedded, migrate
+from crafely.db.migration_files import MigrationError
 
 
 class Target(msgspec.Struct, frozen=True):
-    """A database that is there: its libpq URL, and whether it is ours to change without asking."""
+    """A database that is there."""
 
+    # What libpq takes.
     url: str
+    # Whether it is ours to change without asking.
     embedded: bool
+    # The psql that fits it.
+    psql: str = "psql"
 
     @property
-    def shown(self) -> str:
-        """The database for people: without a password, and ready to paste behind psql."""
-        parts: dict[str, Any] = conninfo_to_dict(self.url)
-        parts.pop("password", None)
-        return make_conninfo(**parts)
+    def pasteable(self) -> str:
+        """The line that opens it in a shell: psql and the database, without its passwords."""
+        # libpq itself says which parts are not to be shown: https://www.postgresql.org/docs/current/libpq-connect.html
+        secret = {option.keyword.decode() for option in Conninfo.get_defaults() if option.dispchar == b"*"}
+        parts: dict[str, Any] = {k: v for k, v in conninfo_to_dict(self.url).items() if k not in secret}
+        return f"{shlex.quote(self.psql)} {shlex.quote(make_conninfo(**parts))}"
 
 
 @contextmanager
 def target(settings: Settings) -> Iterator[Target]:
-    """The database of these settings. The embedded server runs while the command does. Raises EmbeddedError."""
-    if settings.database_url is not None:
-        yield Target(settings.database_url, embedded=False)
+    """The database of these settings. The embedded server runs while the command does.
+
+    Raises SettingsError or EmbeddedError.
+    """
+    if settings.database_url is None:
+        with embedded.running(settings.data_dir, postgres_bin=settings.postgres_bin) as server:
+            yield Target(server.url, embedded=True, psql=str(near(server.bin / "psql")))
         return
-    with embedded.running(settings.data_dir, postgres_bin=settings.postgres_bin) as server:
-        yield Target(server.url, embedded=True)
+    try:
+        conninfo_to_dict(settings.database_url)
+    except psycopg.ProgrammingError:
+        # libpq's message repeats what it could not read, and that may be the password.
+        raise SettingsError("CRAFELY_DATABASE_URL: expected a URL such as postgresql://user@host/name") from None
+    yield Target(settings.database_url, embedded=False)
+
+
+def require_schema(found: Target) -> None:
+    """Raises MigrationError unless the database has every migration of this release. Only reads."""
+    if lacking := [migration.id for migration in migrate.status(found.url) if migration.state in {"pending", "edited"}]:
+        raise MigrationError(f"the database lacks {len(lacking)} migrations ({lacking[0]} …): run crafely migrate up")
+
+
+def near(path: Path) -> Path:
+    """The path as it is typed from here."""
+    here = Path.cwd()
+    return path.relative_to(here) if path.is_relative_to(here) else path

@@ -59,6 +59,8 @@ _DAMAGE = re.compile(
     r"pg_control|control file|could not find the database system|checkpoint record|incompatible with server|"
     r"not a valid data directory|required WAL directory|could not access status of transaction"
 )
+# The hint goes with a write that only a part of had room, which the system does not call an error.
+_FULL = re.compile(r"No space left on device|Check free disk space")
 # What a killed server leaves: for a moment its children's shared memory, for good its pid file.
 _REMNANT = re.compile(r"pre-existing shared memory block|lock file .* already exists")
 
@@ -126,6 +128,8 @@ class Cluster(msgspec.Struct, frozen=True):
                 errors="replace",
                 timeout=seconds,
                 umask=0o077,
+                # What pg_ctl has begun it must see through: Ctrl-C in a terminal reaches us and not it.
+                start_new_session=program == "pg_ctl",
                 **as_user,
             )
         except subprocess.TimeoutExpired:
@@ -320,7 +324,7 @@ class Cluster(msgspec.Struct, frozen=True):
 
     def _failure(self, what: str, output: str) -> EmbeddedError:
         """The line of output that tells why, with what to do about it."""
-        if "No space left on device" in output or shutil.disk_usage(self.home).free < 1024 * 1024:
+        if _FULL.search(output) or shutil.disk_usage(self.home).free < 1024 * 1024:
             return EmbeddedError(f"{self.home}: {os_advice(errno.ENOSPC)}")
         said = re.findall(r"(?:FATAL|PANIC|error): +(.*)", output) or [line for line in output.splitlines() if line][:1]
         reason = said[-1] if said else "no reason given"

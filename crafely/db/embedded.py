@@ -23,6 +23,7 @@ from typing import IO
 
 import msgspec
 
+from crafely import signals
 from crafely.db.cluster import START_SECONDS, Cluster, EmbeddedError, StillStartingError, open_no_link, os_advice
 
 __all__ = ["EmbeddedError", "Server", "running", "serving"]
@@ -65,7 +66,7 @@ def running(
             yield Server(url=cluster.url, bin=cluster.bin)
         finally:
             if os.getpid() == pid:
-                with _clear(data_dir), _turn(cluster, turn):
+                with _clear(data_dir), signals.held(), _turn(cluster, turn):
                     _leave(cluster, users)
 
 
@@ -99,7 +100,8 @@ def serving(data_dir: Path, address: str) -> Iterator[None]:
 def _join(cluster: Cluster, users: IO[str], options: Mapping[str, str]) -> None:
     fcntl.flock(users, fcntl.LOCK_SH)
     try:
-        _bring_up(cluster, options)
+        with signals.held():
+            _bring_up(cluster, options)
     except StillStartingError:
         # A recovery that is cut short begins anew next time, and may never end.
         fcntl.flock(users, fcntl.LOCK_UN)
