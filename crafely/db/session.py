@@ -6,6 +6,7 @@ statement together, without BEGIN. PostgreSQL treats what stands before the sync
 it works behind a transaction pooler and cannot leak to the next user of the connection.
 """
 
+import select
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -15,7 +16,6 @@ import msgspec
 import psycopg
 from psycopg import AsyncConnection, AsyncPipeline, AsyncRawCursor
 from psycopg.conninfo import conninfo_to_dict
-from psycopg.pq import TransactionStatus
 from psycopg_pool import AsyncConnectionPool
 
 from crafely.db.adapters import ADAPTERS
@@ -62,15 +62,21 @@ class Transaction:
         self._pipeline = pipeline
         self._role = role
         self._observe = observe
+        # Whether a statement has failed: then nothing of the transaction can stay.
+        self.failed = False
 
     async def execute(self, statement: Statement, values: Sequence[Any]) -> Result:
         """Runs a statement; nothing of it stays unless the whole transaction commits."""
         _check_role(statement, self._role)
-        with _Watch(statement.name, self._observe):
-            cursor = _cursor(self._connection, statement)
-            await cursor.execute(statement.text, values, prepare=True)
-            await self._pipeline.sync()
-            return await _result(cursor, statement)
+        try:
+            with _Watch(statement.name, self._observe):
+                cursor = _cursor(self._connection, statement)
+                await cursor.execute(statement.text, values, prepare=True)
+                await self._pipeline.sync()
+                return await _result(cursor, statement)
+        except BaseException:
+            self.failed = True
+            raise
 
 
 class Session:
@@ -86,7 +92,7 @@ class Session:
         """Runs a statement in one round trip. A plan that a migration made stale is made anew, once."""
         _check_role(statement, self._role)
         with _Watch(statement.name, self._observe):
-            async with self._pool.connection() as connection:
+            async with _connection(self._pool) as connection:
                 try:
                     return await self._once(connection, statement, values)
                 except (psycopg.errors.FeatureNotSupported, psycopg.errors.InvalidSqlStatementName):
@@ -111,14 +117,18 @@ class Session:
 
         BEGIN and the identity travel with the first statement: n statements take n + 1 round trips.
         """
-        async with self._pool.connection() as connection, connection.pipeline() as pipeline:
+        async with _connection(self._pool) as connection, connection.pipeline() as pipeline:
             # psycopg's own transaction() would wait for the server once at the beginning and twice more at the end.
             control = AsyncRawCursor(connection)
             await control.execute(b"begin")
             if self._identity is not NOBODY:
                 await _identify(connection, self._identity)
-            yield Transaction(connection, pipeline, self._role, self._observe)
-            _check_unharmed(connection)
+            transaction = Transaction(connection, pipeline, self._role, self._observe)
+            yield transaction
+            if transaction.failed:
+                # COMMIT would roll back and say nothing. (The connection's own status may be behind: it changes only
+                # when the pipeline's end is read.)
+                raise psycopg.errors.InFailedSqlTransaction("a statement failed, and its error was swallowed")
             await control.execute(b"commit")
             # After an error the connection rolls back on its way to the pool. A ROLLBACK within the pipeline would not
             # do: psycopg then deallocates its statements only after it has prepared the next one.
@@ -227,6 +237,38 @@ def unavailable(url: str, error: psycopg.Error) -> str:
     return f"cannot use the database at {place}: {reason}"
 
 
+@asynccontextmanager
+async def _connection(pool: AsyncConnectionPool[Connection]) -> AsyncIterator[Connection]:
+    """A connection of the pool, and none that the server has closed while it was idle.
+
+    So a restart of the server fails the statements that run, and none that come after. (The pool's own ``check`` would
+    wait a second or more after each connection that fails it.)
+    """
+    connection = await pool.getconn()
+    while _closed(connection):
+        # The pool drops it and makes another.
+        await pool.putconn(connection)
+        connection = await pool.getconn()
+    try:
+        async with connection:
+            yield connection
+    finally:
+        await pool.putconn(connection)
+
+
+def _closed(connection: Connection) -> bool:
+    """Whether the server has closed an idle connection: then there is something to read. No round trip."""
+    poll = select.poll()
+    poll.register(connection.pgconn.socket, select.POLLIN)
+    try:
+        while poll.poll(0):
+            # A notice may be waiting, too; at the end of the stream this raises.
+            connection.pgconn.consume_input()
+    except psycopg.OperationalError:
+        return True
+    return False
+
+
 async def _check_login(connection: Connection, role: str) -> None:
     cursor = await connection.execute("select current_user")
     if (row := await cursor.fetchone()) and row[0] != role:
@@ -243,12 +285,6 @@ def _cursor(connection: Connection, statement: Statement) -> AsyncRawCursor[Any]
     cursor = AsyncRawCursor(connection, row_factory=lambda _: statement.make_row)
     cursor.format = psycopg.pq.Format.BINARY
     return cursor
-
-
-def _check_unharmed(connection: Connection) -> None:
-    if connection.pgconn.transaction_status == TransactionStatus.INERROR:
-        # COMMIT would roll back and say nothing.
-        raise psycopg.errors.InFailedSqlTransaction("a statement failed, and its error was swallowed")
 
 
 async def _identify(connection: Connection, identity: Identity) -> None:

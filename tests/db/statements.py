@@ -1,9 +1,12 @@
 """Statements of a test's own, run as the store runs its files."""
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from crafely.db.header import Header
 from crafely.db.query import Executor, Statement
@@ -42,3 +45,12 @@ async def opened(url: str, **options: Any) -> AsyncIterator[Database]:
         yield database
     finally:
         await database.close()
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Waits for something that another process does; gives up after ten seconds."""
+    for _ in range(1000):
+        if condition():
+            return
+        await asyncio.sleep(0.01)
+    pytest.fail("never happened")

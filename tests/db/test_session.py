@@ -11,7 +11,7 @@ import pytest
 
 from crafely.db.query import Executor
 from crafely.db.session import Database, Identity, Session
-from tests.db.statements import Rows, opened, run
+from tests.db.statements import Rows, opened, run, until
 
 WHO = (
     "select current_setting('crafely.user_id', true), current_setting('crafely.api_key_id', true),"
@@ -26,15 +26,6 @@ async def single(database_url: str) -> AsyncIterator[Database]:
     """Users' statements all run on one connection."""
     async with opened(database_url, statement_timeout=1) as database:
         yield database
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """Waits for something that another process does; gives up after ten seconds."""
-    for _ in range(1000):
-        if condition():
-            return
-        await asyncio.sleep(0.01)
-    pytest.fail("never happened")
 
 
 async def test_each_statement_runs_for_its_own_identity(single: Database) -> None:

@@ -238,3 +238,15 @@ async def test_a_transaction_of_three_statements_takes_four_round_trips(database
                 await run(tx, "select 1")
 
         assert turns.count - before == 4
+
+
+async def test_connections_that_the_server_closed_fail_nobody(database_url: str, superuser: psycopg.Connection) -> None:
+    async with opened(database_url, size=4) as database:
+        session = database.session("crafely_app", ALICE)
+        await asyncio.gather(*[run(session, "select pg_sleep(0.05)::text") for _ in range(4)])
+        ended = superuser.execute(
+            "select count(pg_terminate_backend(pid, 5000)) from pg_stat_activity"
+            " where application_name = 'crafely app' and datname = current_database()"
+        ).fetchone()
+        assert ended == (4,)
+        assert [await run(session, "select 1") for _ in range(8)] == [[(1,)]] * 8
