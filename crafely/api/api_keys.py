@@ -11,9 +11,21 @@ from msgspec import UNSET, Meta, UnsetType
 
 from crafely.api.services import changes
 from crafely.api.usage_records import UsageRecord, columns, encode_records
-from crafely.api.wire import Body, Call, ListQuery, Page, Problem, Timestamp, in_utc, invalid, page, position
+from crafely.api.wire import (
+    Body,
+    Call,
+    FieldError,
+    ListQuery,
+    Page,
+    Problem,
+    Timestamp,
+    in_utc,
+    invalid,
+    page,
+    position,
+)
 from crafely.auth import keys
-from crafely.auth.permissions import Permissions, duplicates, excess
+from crafely.auth.permissions import Permissions, allows, duplicates, excess
 from crafely.store import api_keys, usage
 from crafely.store.api_keys import ApiKey
 
@@ -61,12 +73,12 @@ async def create(call: Call, body: NewApiKey) -> CreatedApiKey:
     """Create an API key.
 
     The answer holds the key itself in `key`, this once: only a hash is stored. A caller can hand out no permission
-    that it does not hold. With `usage`, a first usage record of the new key is stored in the same transaction.
+    that it does not hold. With `usage`, a first usage record of the new key is stored in the same transaction; that
+    takes the permission usage:write, too.
     """
     _check_permissions(call, body.permissions)
     _check_expiry(body.expires_at)
-    if body.usage is not None and body.usage.api_key_id is not None:
-        raise invalid("expected no apiKeyId: the record belongs to the key that is created", pointer="/usage/apiKeyId")
+    _check_usage(call, body.usage)
     new = keys.generate(call.services.settings.key_environment)
     hashed_key = await call.services.hasher.hash(new.secret)
     user_id, usage_id = call.caller.user_id, None
@@ -84,7 +96,11 @@ async def create(call: Call, body: NewApiKey) -> CreatedApiKey:
         )
         if body.usage is not None:
             record = columns(body.usage, user_id=user_id, api_key_id=row.id, pointer="/usage")
-            usage_id = (await usage.record(transaction, records=encode_records([record])))[0].id
+            (recorded,) = await usage.record(transaction, records=encode_records([record]))
+            if recorded.status != "recorded":
+                detail = "a record with this eventId is stored"
+                raise Problem("already_exists", detail, errors=[FieldError(detail=detail, pointer="/usage/eventId")])
+            usage_id = recorded.id
     call.headers["Location"] = f"/v1/api-keys/{row.id}"
     return CreatedApiKey(**msgspec.structs.asdict(row), key=new.token, usage_id=usage_id)
 
@@ -157,6 +173,15 @@ def _check_permissions(call: Call, permissions: list[str]) -> None:
 
 def _last(permissions: list[str], name: str) -> int:
     return len(permissions) - 1 - permissions[::-1].index(name)
+
+
+def _check_usage(call: Call, record: UsageRecord | None) -> None:
+    if record is None:
+        return
+    if not allows(call.caller.permissions, "usage:write"):
+        raise Problem("insufficient_permissions", "An opening usage record takes the permission usage:write.")
+    if record.api_key_id is not None:
+        raise invalid("expected no apiKeyId: the record belongs to the key that is created", pointer="/usage/apiKeyId")
 
 
 def _check_expiry(expires_at: datetime | None) -> None:

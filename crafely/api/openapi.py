@@ -201,13 +201,18 @@ def _responses(route: Route, operation: Operation, schemas: dict[int, Schema]) -
         responses = {
             str(route.status): {
                 "description": "Created." if route.status == 201 else "The answer.",
-                "headers": {**_REQUEST_ID, **(_LOCATION if route.status == 201 else {})},
+                "headers": {**_REQUEST_ID, **(_LOCATION if _has_address(route, operation) else {})},
                 "content": {route.media_type: {"schema": schema}},
             }
         }
     for status in _problem_statuses(route, operation):
         responses[str(status)] = {"$ref": f"#/components/responses/Problem{status}"}
     return responses
+
+
+def _has_address(route: Route, operation: Operation) -> bool:
+    """Whether one thing is created, which then has an address; usage comes in batches and has none."""
+    return route.status == 201 and "id" in getattr(operation.answer, "__struct_fields__", ())
 
 
 def _problem_statuses(route: Route, operation: Operation) -> list[int]:

@@ -56,8 +56,8 @@ def serve(settings: Settings, url: str, sock: socket.socket, ready: Callable[[],
     Then no new connection is taken, requests in flight have ``shutdown_grace`` seconds to finish, and all is closed.
     Gives the exit code.
     """
-    with signals.kept():
-        uvloop.run(_serve(settings, url, sock, ready))
+    # uvloop's signal handlers stay when it has ended: a second Ctrl-C does not cut short what the caller has to stop.
+    uvloop.run(_serve(settings, url, sock, ready))
     return 0
 
 

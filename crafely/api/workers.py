@@ -16,7 +16,6 @@ from gunicorn.arbiter import Arbiter
 from gunicorn.errors import HaltServer
 from gunicorn.glogging import Logger
 
-from crafely import signals
 from crafely.api import server, telemetry
 from crafely.config import Settings
 from crafely.db.session import DatabaseUnavailableError, WrongRoleError
@@ -37,8 +36,8 @@ def serve(settings: Settings, url: str, sock: socket.socket, ready: Callable[[],
     asyncio.run(server.probe(settings, url))
     parent = os.getpid()
     try:
-        with signals.kept():
-            _Arbiter(_Application(settings, url, sock, ready)).run()
+        # Its signal handlers stay when it has ended: a second Ctrl-C does not cut short what the caller has to stop.
+        _Arbiter(_Application(settings, url, sock, ready)).run()
     except SystemExit as stopped:
         code = 1 if stopped.code else 0
         if os.getpid() != parent:

@@ -46,6 +46,7 @@ async def test_a_key_needs_nothing_and_may_do_nothing(api: Api) -> None:
 async def test_a_key_and_its_opening_usage_are_stored_together(api: Api) -> None:
     record = {"provider": "openai", "model": "gpt-4", "type": "chat", "tokensTotal": 0, "cost": "0"}
     made = await api.alice.post("/v1/api-keys", {"name": "opened", "usage": record})
+    assert made.headers["Location"] == f"/v1/api-keys/{made['id']}"
     listed = (await api.alice.get("/v1/usage"))["data"]
     assert [(row["id"], row["apiKeyId"], row["model"]) for row in listed] == [(made["usageId"], made["id"], "gpt-4")]
 
@@ -65,6 +66,20 @@ async def test_where_the_opening_usage_cannot_be_stored_there_is_no_key_either(
     refused = await api.alice.post("/v1/api-keys", {"name": "half", "usage": record}, expect=422)
     assert refused.places == [place]
     assert len(await api.alice.all("/v1/api-keys")) == 1
+
+
+async def test_an_opening_usage_that_was_counted_before_makes_no_key(api: Api) -> None:
+    await api.alice.post("/v1/usage", {"eventId": "once"})
+    refused = await api.alice.post("/v1/api-keys", {"usage": {"eventId": "once"}}, expect=409)
+    assert refused.places == ["/usage/eventId"]
+    assert len(await api.alice.all("/v1/api-keys")) == 1
+
+
+async def test_an_opening_usage_takes_the_permission_to_record_usage(api: Api) -> None:
+    caller = await api.server.caller("frank", "keys:write")
+    await caller.post("/v1/api-keys", {"name": "plain"})
+    refused = await caller.post("/v1/api-keys", {"name": "opened", "usage": {}}, expect=403)
+    assert "usage:write" in refused["detail"]
 
 
 async def test_the_database_rolls_the_key_back_when_it_refuses_the_usage(api: Api) -> None:
