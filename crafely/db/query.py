@@ -130,7 +130,8 @@ def load(function: Callable[..., Any]) -> Statement:
     wanted = [p.name for p in signature.parameters.values() if p.kind is p.KEYWORD_ONLY]
     body, found = _number(path, source, start)
     for missing in set(found) - set(wanted):
-        line = source.count("\n", 0, source.index(f":{missing}", start)) + 1
+        place = next(begin for begin, _, name in parameters(source) if name == missing and begin >= start)
+        line = source.count("\n", 0, place) + 1
         raise SqlFileError(path, line, f":{missing} is no parameter of the signature")
     for missing in set(wanted) - set(found):
         raise SqlFileError(path, 1, f"the signature's parameter {missing} is used nowhere")

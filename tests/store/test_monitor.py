@@ -11,6 +11,7 @@ from crafely.db import migrate
 from crafely.db.session import Session
 from crafely.store import monitor, usage
 from crafely.store.api_keys import ApiKey
+from tests.db.statements import until
 
 NOW = datetime.now(UTC)
 
@@ -107,6 +108,28 @@ async def test_housekeepers_that_start_together_are_harmless(
 
     assert [sum(m.usage for m in made), sum(m.audit_log for m in made)] == [5, 5]
     assert places(superuser) == [(partition(at), at) for at in times for _ in range(20)]
+
+
+async def test_a_row_on_its_way_when_its_month_is_made_arrives_there(
+    alice: Session, admin: Session, key: ApiKey, database_url: str, superuser: psycopg.Connection
+) -> None:
+    at = month_after(4)
+
+    def waiting() -> int:
+        return superuser.execute(
+            "select from pg_stat_activity where wait_event_type = 'Lock' and datname = current_database()"
+        ).rowcount
+
+    with psycopg.connect(database_url) as in_the_way:
+        in_the_way.execute("lock table usage_default in exclusive mode")
+        recording = asyncio.create_task(record(alice, key, at))
+        await until(lambda: waiting() == 1)
+        making = asyncio.ensure_future(monitor.ensure_partitions(admin, months_ahead=4))
+        await until(lambda: waiting() == 2)
+    await recording
+
+    assert (await making).usage == 1
+    assert places(superuser) == [(partition(at), at)]
 
 
 @pytest.mark.parametrize("months_ahead", [-1, 121])
