@@ -25,7 +25,7 @@ def interrupt() -> None:
 
 @contextmanager
 def kept() -> Iterator[None]:
-    """Puts back the handlers that the block replaces: an event loop takes its own off and leaves none."""
+    """Puts back the handlers that the block replaces."""
     # None is a handler that another language's code has set; it cannot be put back from here.
     before = {number: handler for number in _STOP if (handler := signal.getsignal(number)) is not None}
     try:

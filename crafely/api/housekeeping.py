@@ -36,11 +36,20 @@ async def running(services: Services) -> AsyncIterator[None]:
 
 async def _repeat(job: Callable[[], Awaitable[None]], seconds: float) -> None:
     while True:
+        pause = seconds
         try:
             await job()
         except Exception:
-            # The next run may find the database again; until then serving matters more.
-            log.exception("housekeeping failed: %s", job.__name__)
-            await asyncio.sleep(min(seconds, SUBSCRIPTIONS))
-        else:
-            await asyncio.sleep(seconds)
+            if not _cancelled():
+                # The next run may find the database again; until then serving matters more.
+                log.exception("housekeeping failed: %s", job.__name__)
+                pause = min(seconds, SUBSCRIPTIONS)
+        # psycopg answers a cancellation with the statement's end or its error: without this it would be lost.
+        if _cancelled():
+            return
+        await asyncio.sleep(pause)
+
+
+def _cancelled() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0

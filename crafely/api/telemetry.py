@@ -9,8 +9,10 @@ import os
 import re
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, TextIO
 
 import msgspec
@@ -107,8 +109,19 @@ def metrics() -> bytes:
     if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
         return generate_latest(REGISTRY)
     registry = CollectorRegistry()
-    MultiProcessCollector(registry)  # type: ignore[no-untyped-call]  # prometheus-client leaves it unannotated
+    _Workers(registry)  # type: ignore[no-untyped-call]  # prometheus-client leaves it unannotated
     return generate_latest(registry)
+
+
+class _Workers(MultiProcessCollector):
+    def collect(self) -> Any:
+        """Adds up the workers' files. One that a worker makes at this moment is empty, which upsets merge()."""
+        files = []
+        for file in Path(self._path).glob("*.db"):
+            with suppress(FileNotFoundError):  # the gauges of a worker that has just ended
+                if file.stat().st_size:
+                    files.append(str(file))
+        return self.merge(files)  # type: ignore[no-untyped-call]  # prometheus-client leaves it unannotated
 
 
 def mark_dead(pid: int) -> None:

@@ -61,6 +61,13 @@ class _Arbiter(Arbiter):  # type: ignore[misc]  # gunicorn ships no types
             # Another worker could not start either; that must not keep the rest from being stopped.
             self.stop(graceful)
 
+    def reap_workers(self) -> None:
+        super().reap_workers()
+        if not self.LISTENERS:
+            # Stopping. gunicorn says so once, and a worker that has just been forked does not hear it; to the others
+            # it is nothing new, but that aiohttp's worker hears SIGTERM within a second and SIGQUIT, as mild, at once.
+            self.kill_workers(signal.SIGQUIT)
+
     # To gunicorn SIGHUP means new settings; ours do not change, and a closed terminal must leave nothing behind.
     handle_hup = Arbiter.handle_term
 

@@ -72,6 +72,8 @@ def test_the_metrics_of_several_workers_are_summed(tmp_path: Path) -> None:
         return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
 
     first = worker().strip()
+    # A third one has just made its file.
+    (tmp_path / "counter_1.db").touch()
     text = worker(first)
     assert 'crafely_http_requests_total{method="GET",route="/x",status="200"} 2.0' in text
     # The first worker has ended: what it was doing no longer counts.

@@ -96,7 +96,8 @@ class Serving:
             self.process = subprocess.Popen(
                 [*command, *arguments],
                 cwd=folder,
-                env=environment(**variables),
+                # What one that was killed leaves behind goes with the folder.
+                env=environment(**{"TMPDIR": str(folder), **variables}),
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=err,

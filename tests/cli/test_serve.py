@@ -12,6 +12,7 @@ import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
+from crafely.cli.target import Target
 from tests.cli.conftest import Refused, Serving, crafely, processes, shell
 
 SECRET = "hunter2"  # never to be printed
@@ -38,6 +39,14 @@ def test_the_psql_line_works_when_pasted(served: Serving) -> None:
     line = served.line(r"^  Database  (.*)$")
     done = shell(served.folder, f"{line} -X -At -c 'select current_database()'")
     assert (done.stdout, done.stderr) == ("crafely\n", "")
+
+
+def test_the_psql_line_of_another_database_shows_no_password() -> None:
+    url = f"postgresql://me:{SECRET}@db.internal:6432/crafely?sslmode=require&sslpassword={SECRET}"
+    assert (
+        Target(url, embedded=False).pasteable
+        == "psql 'user=me dbname=crafely host=db.internal port=6432 sslmode=require'"
+    )
 
 
 def test_the_key_and_the_curl_line_work_when_pasted(served: Serving) -> None:

@@ -94,6 +94,16 @@ def test_a_stop_while_it_starts_leaves_nothing_and_the_next_start_works(folder: 
     Serving(folder).ready().stop()
 
 
+@pytest.mark.parametrize("way", [ctrl_c, kill])
+def test_workers_that_were_started_this_moment_hear_of_the_end(copied: tuple[Path, str], way: Way) -> None:
+    serving = Serving(copied[0], "--workers", "8")
+    until(lambda: "Ctrl-C stops it." in serving.out, "the workers to be forked")
+    way(serving)
+    assert serving.ended() == 0
+    # What becomes of those that do not.
+    assert "SIGKILL" not in serving.err
+
+
 @pytest.mark.parametrize("workers", ["1", "2"])
 @pytest.mark.parametrize("way", [ctrl_c, kill])
 def test_impatience_leaves_nothing_behind(copied: tuple[Path, str], way: Way, workers: str) -> None:
