@@ -13,7 +13,7 @@ run: $(VENV)/.run  ## install, start the embedded PostgreSQL, migrate, print a k
 	@exec $(BIN)/crafely serve
 
 test: $(VENV)/.dev  ## install and run every test
-	CRAFELY_TEST_POSTGRES="$(PG)" $(BIN)/python -m pytest
+	CRAFELY_TEST_POSTGRES="$(PG)" $(BIN)/python -m pytest -n 4 --dist loadfile
 
 lint: $(VENV)/.dev  ## lint, format and types
 	$(BIN)/ruff check
