@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -169,13 +170,14 @@ class Serving:
 @pytest.fixture
 def folder() -> Iterator[Path]:
     """An empty folder; what still runs in it at the end is killed."""
-    yield from _folder()
+    with new_folder() as empty:
+        yield empty
 
 
 @pytest.fixture(scope="session")
 def served() -> Iterator[Serving]:
     """A server that was started in an empty folder, for tests that leave it running."""
-    for folder in _folder():
+    with new_folder() as folder:
         serving = Serving(folder).ready()
         yield serving
         serving.stop()
@@ -184,7 +186,7 @@ def served() -> Iterator[Serving]:
 @pytest.fixture(scope="session")
 def made() -> Iterator[tuple[Path, str]]:
     """A folder that was served from, with an agent called «kept», and the key of its owner. Copy it: see ``copied``."""
-    for folder in _folder():
+    with new_folder() as folder:
         serving = Serving(folder).ready()
         key = serving.key
         agent = {"name": "kept", "instructions": "Stay."}
@@ -213,7 +215,9 @@ def refused(folder: Path) -> Refused:
     return run
 
 
-def _folder() -> Iterator[Path]:
+@contextmanager
+def new_folder() -> Iterator[Path]:
+    """An empty folder; afterwards what runs in it is killed, and it is removed."""
     # Not pytest's own: as root, the server's user must be able to pass.
     folder = Path(tempfile.mkdtemp(prefix="crafely-test-")).resolve()
     yield folder

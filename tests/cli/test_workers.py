@@ -15,7 +15,7 @@ from prometheus_client.mmap_dict import MmapedDict
 from psycopg.conninfo import conninfo_to_dict
 
 from crafely.db.embedded import Server
-from tests.cli.conftest import PROGRAM, Serving, processes, until
+from tests.cli.conftest import PROGRAM, Serving, new_folder, processes, until
 
 ROUTE = 'route="/v1/me"'
 
@@ -27,14 +27,16 @@ def metrics() -> Iterator[Path]:
         yield Path(folder)
 
 
-@pytest.fixture
-def three(copied: tuple[Path, str], metrics: Path) -> Iterator[tuple[Serving, str]]:
-    """Three workers, and a key."""
-    serving = Serving(copied[0], "--workers", "3", TMPDIR=str(metrics)).ready()
-    yield serving, copied[1]
-    serving.stop()
-    # What they kept there is gone with them.
-    assert list(metrics.iterdir()) == []
+@pytest.fixture(scope="module")
+def three(metrics: Path) -> Iterator[Serving]:
+    """A server with three workers."""
+    with new_folder() as folder:
+        serving = Serving(folder, "--workers", "3", TMPDIR=str(metrics)).ready()
+        until(lambda: len(workers(serving)) == 3, "three workers")
+        yield serving
+        serving.stop()
+        # What they kept there is gone with them.
+        assert list(metrics.iterdir()) == []
 
 
 def workers(serving: Serving) -> set[int]:
@@ -59,60 +61,55 @@ def who_counted(folder: Path) -> set[str]:
     }
 
 
-def ask(serving: Serving, key: str, times: int) -> None:
+def ask(serving: Serving, times: int) -> None:
     with ThreadPoolExecutor(max_workers=16) as pool:
-        statuses = set(pool.map(lambda _: serving.get("/v1/me", key)[0], range(times)))
+        statuses = set(pool.map(lambda _: serving.get("/v1/me", serving.key)[0], range(times)))
     assert statuses == {200}
 
 
-def test_all_work_metrics_add_them_up_and_a_dead_one_is_replaced(three: tuple[Serving, str], metrics: Path) -> None:
-    serving, key = three
+def test_all_work_and_metrics_add_them_up(three: Serving, metrics: Path) -> None:
     asked = 0
-    before = until(lambda: (found := workers(serving)) and len(found) == 3 and found, "three workers")
 
     def spread() -> bool:
         nonlocal asked
-        ask(serving, key, times=60)
+        ask(three, times=60)
         asked += 60
         return len(who_counted(metrics)) > 1
 
     until(spread, "a second worker to answer")
-    assert counted(serving) == asked
+    assert counted(three) == asked
 
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_worker_that_ends_is_replaced_and_takes_nothing_along(
+    three: Serving, metrics: Path, number: signal.Signals
+) -> None:
+    before, asked = workers(three), counted(three)
     victim = min(before)
-    os.kill(victim, signal.SIGKILL)
-    until(lambda: len(workers(serving) - {victim}) == 3, "another worker")
-    assert before - {victim} < workers(serving)
-    ask(serving, key, times=60)
-    assert counted(serving) == asked + 60
+    os.kill(victim, number)
+    until(lambda: victim not in workers(three) and len(workers(three)) == 3, "another worker")
+    assert before - {victim} < workers(three)
+    ask(three, times=60)
+    assert counted(three) == asked + 60
     # Of gauges only those of the living count: a pool of a dead worker has no connections.
     assert not list(metrics.glob(f"crafely-metrics-*/gauge_live*_{victim}.db"))
 
 
-def test_a_worker_that_ends_by_itself_takes_nothing_along(three: tuple[Serving, str], metrics: Path) -> None:
-    serving, key = three
-    before = until(lambda: (found := workers(serving)) and len(found) == 3 and found, "three workers")
-    victim = min(before)
-    os.kill(victim, signal.SIGTERM)
-    until(lambda: victim not in workers(serving) and len(workers(serving)) == 3, "another worker")
-    ask(serving, key, times=60)
-    assert counted(serving) == 60
-
-
-def test_logs_are_json_lines(three: tuple[Serving, str]) -> None:
-    serving, key = three
-    ask(serving, key, times=10)
-    lines = [line for line in serving.err.splitlines() if not line.startswith("starting PostgreSQL")]
-    routes = [json.loads(line).get("route") for line in lines]
-    assert routes.count("/v1/me") == 10
+def test_logs_are_json_lines(three: Serving) -> None:
+    said = len(three.err)
+    ask(three, times=10)
+    routes = [json.loads(line)["route"] for line in three.err[said:].splitlines()]
+    assert routes == ["/v1/me"] * 10
+    for line in three.err.splitlines():
+        assert line.startswith(("starting PostgreSQL", "applying ")) or json.loads(line)
 
 
 def test_workers_that_cannot_start_any_more_end_it_with_a_clear_line(
-    folder: Path, metrics: Path, server: Server, database_url: str
+    folder: Path, server: Server, database_url: str
 ) -> None:
-    serving = Serving(folder, "--workers", "2", CRAFELY_DATABASE_URL=database_url, TMPDIR=str(metrics)).ready()
+    serving = Serving(folder, "--workers", "2", CRAFELY_DATABASE_URL=database_url).ready()
     # A worker that has run a statement has started.
-    until(lambda: len(list(metrics.glob("crafely-metrics-*/histogram_*.db"))) == 2, "both workers to start")
+    until(lambda: len(list(folder.glob("crafely-metrics-*/histogram_*.db"))) == 2, "both workers to start")
     with psycopg.connect(server.url, autocommit=True) as connection:
         name = conninfo_to_dict(database_url)["dbname"]
         connection.execute(f"alter database {name} with allow_connections false".encode())
