@@ -220,8 +220,10 @@ def new_folder() -> Iterator[Path]:
     """An empty folder; afterwards what runs in it is killed, and it is removed."""
     # Not pytest's own: as root, the server's user must be able to pass.
     folder = Path(tempfile.mkdtemp(prefix="crafely-test-")).resolve()
-    yield folder
-    for pid in processes(folder):
-        os.kill(pid, signal.SIGKILL)
-    stop_and_remove(folder)
-    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        yield folder
+    finally:
+        for pid in processes(folder):
+            os.kill(pid, signal.SIGKILL)
+        stop_and_remove(folder)
+        shutil.rmtree(folder, ignore_errors=True)
