@@ -30,7 +30,8 @@ Refused = Callable[..., str]
 
 def environment(**variables: str) -> dict[str, str]:
     """Our environment, without settings of crafely but for these, and with the PostgreSQL of this run."""
-    environ = {name: value for name, value in os.environ.items() if not name.startswith("CRAFELY_")}
+    # Without make's, too: run by `make test`, another make would believe to be a part of that one, and say so.
+    environ = {name: value for name, value in os.environ.items() if not name.startswith(("CRAFELY_", "MAKE", "MFLAGS"))}
     programs = os.environ.get("CRAFELY_TEST_POSTGRES", "")
     if programs and not programs.startswith("postgres"):
         environ["CRAFELY_POSTGRES_BIN"] = programs
