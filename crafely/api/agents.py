@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from msgspec import UNSET, Meta, UnsetType
 
 from crafely.api.services import changes
-from crafely.api.wire import Body, Call, FreeArray, ListQuery, Page, Problem, Query, free_json, page, position
+from crafely.api.wire import Body, Call, FreeArray, ListQuery, Page, Problem, Query, found, free_json, page, position
 from crafely.store import agents
 from crafely.store.agents import Agent, AgentSummary
 
@@ -92,8 +92,8 @@ async def get(call: Call, id: str, query: GetAgent) -> Agent:
     """
     session, user_id = call.services.session(call), call.caller.user_id
     if query.include == "threads":
-        return _found(await agents.get_with_threads(session, id=id, user_id=user_id, take=MAX_THREADS))
-    return _found(await agents.get(session, id=id, user_id=user_id))
+        return found(await agents.get_with_threads(session, id=id, user_id=user_id, take=MAX_THREADS))
+    return found(await agents.get(session, id=id, user_id=user_id))
 
 
 async def update(call: Call, id: str, body: AgentChanges) -> Agent:
@@ -104,7 +104,7 @@ async def update(call: Call, id: str, body: AgentChanges) -> Agent:
     if body.tools is not UNSET:
         free_json(body.tools, "/tools", kind=list)
     session = call.services.session(call)
-    return _found(await agents.update(session, id=id, user_id=call.caller.user_id, changes=changes(body)))
+    return found(await agents.update(session, id=id, user_id=call.caller.user_id, changes=changes(body)))
 
 
 async def delete(call: Call, id: str) -> None:
@@ -121,10 +121,4 @@ async def restore(call: Call, id: str) -> Agent:
 
     One that is not deleted stays as it is.
     """
-    return _found(await agents.restore(call.services.session(call), id=id, user_id=call.caller.user_id))
-
-
-def _found(agent: Agent | None) -> Agent:
-    if agent is None:
-        raise Problem("not_found")
-    return agent
+    return found(await agents.restore(call.services.session(call), id=id, user_id=call.caller.user_id))

@@ -19,6 +19,7 @@ from crafely.api.wire import (
     Page,
     Problem,
     Timestamp,
+    found,
     in_utc,
     invalid,
     page,
@@ -129,7 +130,7 @@ async def get(call: Call, id: str) -> ApiKey:
 
     Revoked ones can still be read.
     """
-    return _found(await api_keys.get(call.services.session(call), id=id, user_id=call.caller.user_id))
+    return found(await api_keys.get(call.services.session(call), id=id, user_id=call.caller.user_id))
 
 
 async def update(call: Call, id: str, body: ApiKeyChanges) -> ApiKey:
@@ -143,10 +144,10 @@ async def update(call: Call, id: str, body: ApiKeyChanges) -> ApiKey:
         _check_permissions(call, body.permissions)
     if body.expires_at is not UNSET:
         _check_expiry(body.expires_at)
-    key = _found(await api_keys.get(session, id=id, user_id=user_id))
+    key = found(await api_keys.get(session, id=id, user_id=user_id))
     if excess(call.caller.permissions, key.permissions):
         raise Problem("insufficient_permissions", "This key holds permissions that the caller does not.")
-    return _found(await api_keys.update(session, id=id, user_id=user_id, changes=changes(body)))
+    return found(await api_keys.update(session, id=id, user_id=user_id, changes=changes(body)))
 
 
 async def revoke(call: Call, id: str) -> None:
@@ -156,12 +157,6 @@ async def revoke(call: Call, id: str) -> None:
     """
     if not await api_keys.revoke(call.services.session(call), id=id, user_id=call.caller.user_id):
         raise Problem("not_found")
-
-
-def _found(key: ApiKey | None) -> ApiKey:
-    if key is None:
-        raise Problem("not_found")
-    return key
 
 
 def _check_permissions(call: Call, permissions: list[str]) -> None:

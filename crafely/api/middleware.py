@@ -16,7 +16,7 @@ from aiohttp.typedefs import Middleware
 
 from crafely.api import problems, telemetry
 from crafely.api.problems import Problem
-from crafely.api.wire import CALLER_KEY, REQUEST_ID_KEY
+from crafely.api.wire import CALLER_KEY, HEADERS, REQUEST_ID_KEY
 
 Next = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -26,7 +26,6 @@ UNMATCHED = "(none)"
 
 # An API key in the wrong header must not end up in the log and the audit trail.
 _REQUEST_ID = re.compile(r"(?!crf_)[A-Za-z0-9._-]{1,128}")
-_HEADERS = {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-store", "Server": "crafely"}
 
 log = logging.getLogger("crafely")
 
@@ -119,7 +118,7 @@ def _answer(error: Exception, request: web.Request, request_id: str) -> web.Resp
     return web.Response(
         body=problem.body(request_id),
         status=problem.status,
-        headers={**_HEADERS, "Content-Type": problems.CONTENT_TYPE, **problem.headers},
+        headers={**HEADERS, "Content-Type": problems.CONTENT_TYPE, **problem.headers},
     )
 
 

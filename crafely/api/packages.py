@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from msgspec import UNSET, Meta, UnsetType
 
 from crafely.api.services import changes
-from crafely.api.wire import Body, Call, ListQuery, Page, Problem, decimal_within, page, position
+from crafely.api.wire import Body, Call, ListQuery, Page, decimal_within, found, page, position
 from crafely.store import packages
 from crafely.store.packages import Package
 
@@ -83,7 +83,7 @@ async def list_(call: Call, query: ListPackages) -> Page[Package]:
 
 async def get(call: Call, id: str) -> Package:
     """Read a package."""
-    return _found(await packages.get(call.services.session(call), id=id))
+    return found(await packages.get(call.services.session(call), id=id))
 
 
 async def update(call: Call, id: str, body: PackageChanges) -> Package:
@@ -93,10 +93,4 @@ async def update(call: Call, id: str, body: PackageChanges) -> Package:
     """
     if isinstance(body.price, Decimal):
         decimal_within(body.price, "/price", precision=12, scale=2)
-    return _found(await packages.update(call.services.session(call, "crafely_admin"), id=id, changes=changes(body)))
-
-
-def _found(package: Package | None) -> Package:
-    if package is None:
-        raise Problem("not_found")
-    return package
+    return found(await packages.update(call.services.session(call, "crafely_admin"), id=id, changes=changes(body)))

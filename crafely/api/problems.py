@@ -5,7 +5,7 @@ a constraint's name finds its answer in CONSTRAINTS, other errors theirs by SQLS
 """
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import msgspec
 import psycopg
@@ -16,6 +16,8 @@ from crafely.auth import Denied
 from crafely.auth.clerk import Unavailable
 from crafely.auth.hashing import Busy
 from crafely.db.session import DatabaseUnavailableError
+
+T = TypeVar("T")
 
 CONTENT_TYPE = "application/problem+json"
 MAX_ERRORS = 100
@@ -153,6 +155,13 @@ def invalid(detail: str, *, pointer: str | None = None, parameter: str | None = 
     return Problem(
         "invalid", f"{place}: {detail}", errors=[FieldError(detail=detail, pointer=pointer, parameter=parameter)]
     )
+
+
+def found(row: T | None) -> T:
+    """Give a row that a statement may not have found. Raises Problem (404) for None."""
+    if row is None:
+        raise Problem("not_found")
+    return row
 
 
 class Constraint(NamedTuple):

@@ -5,7 +5,7 @@ from typing import Annotated
 from msgspec import UNSET, Meta, UnsetType
 
 from crafely.api.services import changes
-from crafely.api.wire import Body, Call, ListQuery, Page, Problem, invalid, page, position
+from crafely.api.wire import Body, Call, ListQuery, Page, Problem, found, invalid, page, position
 from crafely.store import threads
 from crafely.store.threads import Thread, ThreadSummary
 
@@ -91,7 +91,7 @@ async def list_(call: Call, query: ListThreads) -> Page[ThreadSummary]:
 
 async def get(call: Call, id: str) -> Thread:
     """Read a thread."""
-    return _found(await threads.get(call.services.session(call), id=id, user_id=call.caller.user_id))
+    return found(await threads.get(call.services.session(call), id=id, user_id=call.caller.user_id))
 
 
 async def update(call: Call, id: str, body: ThreadChanges) -> Thread:
@@ -103,7 +103,7 @@ async def update(call: Call, id: str, body: ThreadChanges) -> Thread:
     thread = await threads.update(session, id=id, user_id=user_id, changes=changes(body))
     if thread is None and isinstance(body.agent_id, str) and await threads.get(session, id=id, user_id=user_id):
         raise _no_agent()
-    return _found(thread)
+    return found(thread)
 
 
 async def delete(call: Call, id: str) -> None:
@@ -120,13 +120,7 @@ async def restore(call: Call, id: str) -> Thread:
 
     One that is not deleted stays as it is.
     """
-    return _found(await threads.restore(call.services.session(call), id=id, user_id=call.caller.user_id))
-
-
-def _found(thread: Thread | None) -> Thread:
-    if thread is None:
-        raise Problem("not_found")
-    return thread
+    return found(await threads.restore(call.services.session(call), id=id, user_id=call.caller.user_id))
 
 
 def _no_agent() -> Problem:

@@ -4,7 +4,7 @@ from typing import Annotated
 
 from msgspec import Meta
 
-from crafely.api.wire import Body, Call, ListQuery, Page, Problem, Timestamp, in_utc, invalid, page, position
+from crafely.api.wire import Body, Call, ListQuery, Page, Problem, Timestamp, found, in_utc, invalid, page, position
 from crafely.auth.permissions import ADMIN
 from crafely.store import user_subscriptions
 from crafely.store.user_subscriptions import CurrentSubscriptions, UserSubscription
@@ -79,7 +79,7 @@ async def current(call: Call) -> CurrentSubscriptions:
 async def get(call: Call, id: str) -> UserSubscription:
     """Read a subscription."""
     session = call.services.session(call)
-    return _found(await user_subscriptions.get(session, id=id, user_id=call.caller.user_id))
+    return found(await user_subscriptions.get(session, id=id, user_id=call.caller.user_id))
 
 
 async def cancel(call: Call, id: str) -> UserSubscription:
@@ -91,10 +91,4 @@ async def cancel(call: Call, id: str) -> UserSubscription:
     subscription = await user_subscriptions.cancel(session, id=id, user_id=user_id)
     if subscription is None and (ended := await user_subscriptions.get(session, id=id, user_id=user_id)):
         raise Problem("conflict", f"The subscription is {ended.status} already.")
-    return _found(subscription)
-
-
-def _found(subscription: UserSubscription | None) -> UserSubscription:
-    if subscription is None:
-        raise Problem("not_found")
-    return subscription
+    return found(subscription)

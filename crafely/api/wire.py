@@ -29,7 +29,7 @@ from crafely.api.bodies import (
     in_utc,
 )
 from crafely.api.pages import ListQuery, Page, Query, decode_cursor, encode_cursor, page, position
-from crafely.api.problems import FieldError, Problem, invalid
+from crafely.api.problems import FieldError, Problem, found, invalid
 from crafely.api.queries import reader
 from crafely.auth import Caller
 from crafely.auth.permissions import allows
@@ -57,6 +57,7 @@ __all__ = [
     "decode",
     "decode_cursor",
     "encode_cursor",
+    "found",
     "free_json",
     "in_utc",
     "invalid",
@@ -135,7 +136,7 @@ _PARAMETER = re.compile(r"{(\w+)}")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 _JSON = "application/json"
 # What every answer carries. Nothing here may be kept by a cache or guessed to be of another type.
-_HEADERS = {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-store", "Server": "crafely"}
+HEADERS = {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-store", "Server": "crafely"}
 
 
 def _plain(value: Any) -> str:
@@ -189,7 +190,7 @@ def bind(route: Route, services: Services) -> Callable[[web.Request], Awaitable[
     operation = signature(route)
     read_query = reader(operation.query) if operation.query is not None else None
     decoder = msgspec.json.Decoder(operation.body) if operation.body is not None else None
-    template = {**_HEADERS, "Content-Type": route.media_type}
+    template = {**HEADERS, "Content-Type": route.media_type}
     raw = operation.answer is bytes
     handler, permission, parameters, status = route.handler, route.permission, operation.parameters, route.status
 
@@ -209,7 +210,7 @@ def bind(route: Route, services: Services) -> Callable[[web.Request], Awaitable[
             arguments["body"] = decode(await _body(request), decoder)
         result = await handler(call, **arguments)
         if result is None:
-            return web.Response(status=204, headers={**_HEADERS, **call.headers})
+            return web.Response(status=204, headers={**HEADERS, **call.headers})
         body = result if raw else encode(result)
         return web.Response(body=body, status=status, headers={**template, **call.headers})
 
