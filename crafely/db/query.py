@@ -71,6 +71,16 @@ class TooManyRowsError(LookupError):
     """A statement that gives at most one row gave several."""
 
 
+class WrongRoleError(RuntimeError):
+    """A statement was given to a session whose role its header does not name, or a login is not of the role."""
+
+
+def check_role(statement: Statement, role: str) -> None:
+    """Raises WrongRoleError for a statement that does not run as this role."""
+    if role not in statement.header.roles:
+        raise WrongRoleError(f"{statement.name} runs as {', '.join(statement.header.roles)}, not as {role}")
+
+
 # Every statement that a module of the store declares, by name.
 statements: dict[str, Statement] = {}
 

@@ -8,7 +8,7 @@ it works behind a transaction pooler and cannot leak to the next user of the con
 
 import select
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -19,11 +19,8 @@ from psycopg.conninfo import conninfo_to_dict
 from psycopg_pool import AsyncConnectionPool
 
 from crafely.db.adapters import ADAPTERS
-from crafely.db.query import Result, Statement
-
-Connection = AsyncConnection[tuple[Any, ...]]
-# Told about every statement: its name, its seconds, and whether it failed.
-Observer = Callable[[str, float, bool], None]
+from crafely.db.channel import Channel, Connection, Observer
+from crafely.db.query import Result, Statement, WrongRoleError, check_role
 
 _SET_IDENTITY = (
     b"select set_config('crafely.user_id', $1, true), set_config('crafely.api_key_id', $2, true),"
@@ -31,6 +28,8 @@ _SET_IDENTITY = (
 )
 # How long the server may take to answer a new connection.
 CONNECT_SECONDS = 5
+# Seconds beyond the time limit of a statement after which a server that says nothing is given up.
+_SILENCE = 2.0
 # Statements that are prepared on one connection; far more than there are files.
 _PREPARED_MAX = 1000
 
@@ -44,10 +43,6 @@ class Identity(msgspec.Struct, frozen=True):
 
 
 NOBODY = Identity(user_id="")
-
-
-class WrongRoleError(RuntimeError):
-    """A statement was given to a session whose role its header does not name, or a login is not of the role."""
 
 
 class DatabaseUnavailableError(ConnectionError):
@@ -67,7 +62,7 @@ class Transaction:
 
     async def execute(self, statement: Statement, values: Sequence[Any]) -> Result:
         """Runs a statement; nothing of it stays unless the whole transaction commits."""
-        _check_role(statement, self._role)
+        check_role(statement, self._role)
         try:
             with _Watch(statement.name, self._observe):
                 cursor = _cursor(self._connection, statement)
@@ -90,7 +85,7 @@ class Session:
 
     async def execute(self, statement: Statement, values: Sequence[Any]) -> Result:
         """Runs a statement in one round trip. A plan that a migration made stale is made anew, once."""
-        _check_role(statement, self._role)
+        check_role(statement, self._role)
         with _Watch(statement.name, self._observe):
             async with _connection(self._pool) as connection:
                 try:
@@ -223,6 +218,16 @@ class Database:
         """A session of one role for one identity: cheap, one for each request. Connections are taken a statement."""
         return Session(self.pools[role], role, identity, self._observe)
 
+    async def connect(self, role: str) -> Connection:
+        """A connection that belongs to no pool, to be closed by whoever asked for it. Raises psycopg's errors."""
+        connection = await AsyncConnection.connect(self._url, **self._options(role))
+        await _check_login(connection, role)
+        return connection
+
+    def channel(self, role: str) -> Channel:
+        """A dedicated connection of a role that works for any user. Not connected yet."""
+        return Channel(lambda: self.connect(role), role, self._statement_timeout + _SILENCE, self._observe)
+
 
 def unavailable(url: str, error: psycopg.Error) -> str:
     """One line that says which database cannot be used and why; it holds no password."""
@@ -274,11 +279,6 @@ async def _check_login(connection: Connection, role: str) -> None:
     if (row := await cursor.fetchone()) and row[0] != role:
         # A pooler that drops the option would leave us with all the rights of the login.
         raise WrongRoleError(f"this connection runs as {row[0]}, not as {role}")
-
-
-def _check_role(statement: Statement, role: str) -> None:
-    if role not in statement.header.roles:
-        raise WrongRoleError(f"{statement.name} runs as {', '.join(statement.header.roles)}, not as {role}")
 
 
 def _cursor(connection: Connection, statement: Statement) -> AsyncRawCursor[Any]:

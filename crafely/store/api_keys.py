@@ -4,7 +4,13 @@ from datetime import datetime
 
 import msgspec
 
+from crafely.db.coalesce import Coalescer
 from crafely.db.query import Executor, Row, sql
+from crafely.db.session import Database
+
+# Connections for lookups, and the most keys of one statement.
+LOOKUP_CHANNELS = 2
+LOOKUP_BATCH = 128
 
 
 class ApiKey(Row, frozen=True):
@@ -80,8 +86,8 @@ async def update(db: Executor, *, id: str, user_id: str, changes: msgspec.Raw) -
 
 
 @sql
-async def revoke(db: Executor, *, id: str, user_id: str) -> int:
-    """Revokes a key for good. Gives 0 where the user has no such key, else 1."""
+async def revoke(db: Executor, *, id: str, user_id: str) -> str | None:
+    """Revokes a key for good. Gives its public id, None where the user has no such key."""
 
 
 @sql
@@ -97,3 +103,17 @@ async def lookup(db: Executor, *, key_ids: list[str]) -> list[KeyRecord]:
 @sql
 async def touch(db: Executor, *, ids: list[str], used_at: list[datetime]) -> int:
     """Notes when keys were last used, never backwards. Two arrays of one length."""
+
+
+def lookups(database: Database, *, queue: int) -> Coalescer[str, KeyRecord | None]:
+    """``lookup`` for callers who ask for one key each, as many at once as there are: None for an unknown key.
+
+    Takes how many may wait. It is open and closed by its owner.
+    """
+
+    async def send(db: Executor, key_ids: list[str]) -> list[KeyRecord | None]:
+        found = {row.key_id: row for row in await lookup(db, key_ids=list(dict.fromkeys(key_ids)))}
+        return [found.get(key_id) for key_id in key_ids]
+
+    channels = [database.channel("crafely_auth") for _ in range(LOOKUP_CHANNELS)]
+    return Coalescer(send, channels, batch=LOOKUP_BATCH, queue=queue, repeatable=True)

@@ -1,0 +1,184 @@
+"""One connection of its own, for a statement that runs thousands of times a second.
+
+psycopg's cursors serve every need, and that costs: about twice what the server takes to find a row by its key. A
+channel uses libpq as psycopg offers it (``pgconn``): prepare once, send, and let the event loop call when the answer is
+there. What is sent is the same as in session.py, and so are values, rows and errors.
+"""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+import psycopg
+from psycopg import AsyncConnection, abc, pq
+from psycopg.adapt import PyFormat, Transformer
+from psycopg.errors import error_from_result
+
+from crafely.db.query import Result, Statement, check_role
+
+Connection = AsyncConnection[tuple[Any, ...]]
+# Told about every statement: its name, its seconds, and whether it failed.
+Observer = Callable[[str, float, bool], None]
+
+
+class Channel:
+    """Runs statements one after another on a dedicated connection: an Executor. Made by ``Database.channel``.
+
+    It has no identity: its role reads and writes for any user. Lost, it connects again at the next statement.
+    """
+
+    def __init__(
+        self, connect: Callable[[], Awaitable[Connection]], role: str, seconds: float, observe: Observer
+    ) -> None:
+        """Takes what connects, the role it connects as, and the seconds after which a silent server is given up."""
+        self._connect = connect
+        self.role = role
+        self._seconds = seconds
+        self._observe = observe
+        self._connection: Connection | None = None
+        self._transformer: abc.Transformer
+        self._prepared: dict[str, bytes] = {}
+        self._answer: asyncio.Future[list[pq.abc.PGresult]] | None = None
+
+    @property
+    def lost(self) -> bool:
+        """Whether the connection has been lost, or was never made."""
+        return self._connection is None
+
+    async def open(self) -> None:
+        """Connects, unless connected. Raises what connecting raises."""
+        if self._connection is not None:
+            return
+        connection = await self._connect()
+        # A result is taken off the wire in one piece and never waited for in a call.
+        connection.pgconn.nonblocking = 1
+        self._transformer = Transformer.from_context(connection)
+        self._prepared = {}
+        self._connection = connection
+        asyncio.get_running_loop().add_reader(connection.pgconn.socket, self._readable)
+
+    async def close(self) -> None:
+        """Gives the connection back to the server; who waits for an answer is told that it is gone."""
+        self._lose(psycopg.OperationalError("the connection was closed"))
+
+    async def execute(self, statement: Statement, values: Sequence[Any]) -> Result:
+        """Runs a statement, in one round trip and a transaction of its own.
+
+        Raises psycopg's errors. After an OperationalError that lost the connection nobody knows whether the statement
+        has happened; ``lost`` says so.
+        """
+        check_role(statement, self.role)
+        begin, failed = time.perf_counter(), True
+        try:
+            await self.open()
+            result = await self._execute(statement, values)
+            failed = False
+        finally:
+            self._observe(statement.name, time.perf_counter() - begin, failed)
+        return result
+
+    async def _execute(self, statement: Statement, values: Sequence[Any]) -> Result:
+        parameters = self._transformer.dump_sequence(values, _AUTO[: len(values)])
+        try:
+            result = await self._run(statement, parameters)
+        except (psycopg.errors.FeatureNotSupported, psycopg.errors.InvalidSqlStatementName):
+            # "cached plan must not change result type": a migration ran under us. The statement had no effect; under
+            # a new name it is prepared anew, and the old one goes with the connection.
+            del self._prepared[statement.name]
+            result = await self._run(statement, parameters)
+        if statement.row_type is None:
+            return Result([], result.command_tuples or 0)
+        self._transformer.set_pgresult(result, set_loaders=True, format=pq.Format.BINARY)
+        rows = self._transformer.load_rows(0, result.ntuples, statement.make_row)
+        return Result(rows, len(rows))
+
+    async def _run(self, statement: Statement, parameters: Sequence[Any]) -> pq.abc.PGresult:
+        name = self._prepared.get(statement.name)
+        if name is None:
+            name = b"s%d_%d" % (len(self._prepared), time.monotonic_ns())
+            self._pgconn.send_prepare(name, statement.text)
+            await self._round_trip()
+            self._prepared[statement.name] = name
+        self._pgconn.send_query_prepared(name, parameters, None, pq.Format.BINARY)
+        return await self._round_trip()
+
+    @property
+    def _pgconn(self) -> pq.abc.PGconn:
+        if self._connection is None:
+            raise psycopg.OperationalError("the connection was lost")
+        return self._connection.pgconn
+
+    async def _round_trip(self) -> pq.abc.PGresult:
+        """Sends what waits to be sent, and gives the answer."""
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[list[pq.abc.PGresult]] = loop.create_future()
+        self._answer = answer
+        # The server's own time limit is shorter: this one is for a server, or a network, that says nothing at all.
+        timer = loop.call_later(self._seconds, self._lose, psycopg.OperationalError("the server does not answer"))
+        try:
+            if self._pgconn.flush():
+                await self._flush(answer)
+            results = await answer
+        finally:
+            timer.cancel()
+            self._answer = None
+            if not answer.done() or answer.cancelled():
+                # Somebody gave up waiting: what arrives now would be taken for the next statement's answer.
+                self._lose(psycopg.OperationalError("the connection was closed"))
+        result = results[0]
+        if result.status == pq.ExecStatus.FATAL_ERROR:
+            raise error_from_result(result)
+        return result
+
+    async def _flush(self, answer: "asyncio.Future[list[pq.abc.PGresult]]") -> None:
+        """Sends the rest of a statement that is larger than the socket's buffer."""
+        loop = asyncio.get_running_loop()
+        while not answer.done() and self._pgconn.flush():
+            writable = loop.create_future()
+            socket = self._pgconn.socket
+            loop.add_writer(socket, _wake, writable)
+            try:
+                await asyncio.wait({writable, answer}, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                loop.remove_writer(socket)
+
+    def _readable(self) -> None:
+        """Called by the event loop: the server has sent something, or has gone."""
+        assert self._connection is not None  # noqa: S101 - while there is a reader there is a connection
+        pgconn = self._connection.pgconn
+        try:
+            pgconn.consume_input()
+            if pgconn.is_busy() or self._answer is None or self._answer.done():
+                return
+            results = []
+            while (result := pgconn.get_result()) is not None:
+                results.append(result)
+        except psycopg.OperationalError as error:
+            self._lose(error)
+            return
+        if pgconn.status == pq.ConnStatus.BAD:
+            # The last words of a server that stops, such as 57P01, are an answer, too.
+            lost = psycopg.OperationalError("the connection was lost")
+            self._lose(error_from_result(results[0]) if results else lost)
+        elif results:
+            self._answer.set_result(results)
+
+    def _lose(self, error: psycopg.Error) -> None:
+        """Drops the connection; a statement that waits for its answer fails."""
+        if self._connection is not None:
+            connection, self._connection = self._connection, None
+            with contextlib.suppress(psycopg.Error):
+                asyncio.get_running_loop().remove_reader(connection.pgconn.socket)
+            connection.pgconn.finish()
+        if self._answer is not None and not self._answer.done():
+            self._answer.set_exception(error)
+
+
+_AUTO = [PyFormat.AUTO] * 32
+
+
+def _wake(writable: "asyncio.Future[None]") -> None:
+    if not writable.done():
+        writable.set_result(None)

@@ -1,0 +1,163 @@
+"""Many callers, one statement in flight.
+
+Who asks joins the batch that waits; when a connection is free, the batch goes to the server as one statement. Nobody
+waits on a timer: with one caller every batch is one item and leaves at once, with many the time that a statement takes
+is the time in which the next batch gathers. One round trip, one parse of the answer and one commit then serve all of
+them, which is what a lookup or a small insert mostly costs.
+
+Used for key lookups (sql/api_keys/lookup.sql) and for usage records (sql/usage/record.sql).
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Generic, TypeVar
+
+import psycopg
+
+from crafely.db.channel import Channel
+from crafely.db.query import Executor
+from crafely.db.session import DatabaseUnavailableError
+
+log = logging.getLogger(__name__)
+
+Item = TypeVar("Item")
+Answer = TypeVar("Answer")
+
+# Runs one statement for a batch: as many answers as items, in their order.
+Send = Callable[[Executor, list[Item]], Awaitable[Sequence[Answer]]]
+
+# Seconds before a connection that could not be made is tried again: at first, and at most.
+_PAUSE, _LONGEST_PAUSE = 0.05, 1.0
+
+
+class QueueFullError(Exception):
+    """More callers wait than may. Nothing was sent for this one: it may come back."""
+
+
+class Coalescer(Generic[Item, Answer]):
+    """Answers callers in batches, on connections of its own.
+
+    One caller's failure or cancellation never reaches another: an item that the database refuses fails alone, after its
+    batch has been halved until it stands by itself.
+    """
+
+    def __init__(
+        self, send: Send[Item, Answer], channels: Sequence[Channel], *, batch: int, queue: int, repeatable: bool
+    ) -> None:
+        """Takes the statement, the connections, the most items of a batch and the most callers that may wait.
+
+        ``repeatable``: whether a batch whose connection was lost may be sent again, which is so when it only reads.
+        """
+        self._send = send
+        self._channels = channels
+        self._batch = batch
+        self._queue = queue
+        self._repeatable = repeatable
+        self._waiting: list[tuple[Item, asyncio.Future[Answer]]] = []
+        # One for each worker that has nothing to do; done means that it has been told to look.
+        self._idle: list[asyncio.Future[None]] = []
+        self._workers: list[asyncio.Task[None]] = []
+        self._closing = False
+        # How many items and batches were sent, for the metrics.
+        self.items = 0
+        self.batches = 0
+
+    @property
+    def waiting(self) -> int:
+        """Callers whose item has not been sent yet."""
+        return len(self._waiting)
+
+    async def open(self) -> None:
+        """Connects, and starts to work. Raises what connecting raises."""
+        for channel in self._channels:
+            await channel.open()
+        self._loop = asyncio.get_running_loop()
+        self._workers = [asyncio.create_task(self._work(channel)) for channel in self._channels]
+
+    async def close(self) -> None:
+        """Answers who waits, then gives the connections back. Nobody may come any more."""
+        self._closing, self._queue = True, 0
+        for idle in self._idle:
+            idle.set_result(None)
+        self._idle = []
+        await asyncio.gather(*self._workers)
+        for channel in self._channels:
+            await channel.close()
+
+    def ask(self, item: Item) -> "asyncio.Future[Answer]":
+        """The answer to an item, to be awaited at once.
+
+        Raises QueueFullError. The future raises DatabaseUnavailableError, or what the database has against this item.
+        """
+        waiting = self._waiting
+        if len(waiting) >= self._queue:
+            raise QueueFullError(f"{self._queue} wait already")
+        future: asyncio.Future[Answer] = self._loop.create_future()
+        waiting.append((item, future))
+        if self._idle:
+            self._idle.pop().set_result(None)
+        return future
+
+    async def _work(self, channel: Channel) -> None:
+        pause = 0.0
+        while True:
+            while not self._waiting:
+                if self._closing:
+                    return
+                idle = self._loop.create_future()
+                self._idle.append(idle)
+                await idle
+            if channel.lost:
+                try:
+                    await channel.open()
+                    pause = 0.0
+                except (psycopg.Error, OSError) as error:
+                    log.warning("no connection as %s: %s", channel.role, str(error).splitlines()[0])
+                    waiting, self._waiting = self._waiting, []
+                    self._fail(waiting, DatabaseUnavailableError(str(error)))
+                    pause = min(max(2 * pause, _PAUSE), _LONGEST_PAUSE)
+                    await asyncio.sleep(pause)
+                    continue
+            batch, self._waiting = self._waiting[: self._batch], self._waiting[self._batch :]
+            # Whoever has gone needs no answer.
+            batch = [asked for asked in batch if not asked[1].done()]
+            if batch:
+                await self._answer(channel, batch, self._repeatable)
+
+    async def _answer(
+        self, channel: Channel, batch: "list[tuple[Item, asyncio.Future[Answer]]]", repeatable: bool
+    ) -> None:
+        self.items += len(batch)
+        self.batches += 1
+        try:
+            answers = await self._send(channel, [item for item, _ in batch])
+        except (psycopg.DataError, psycopg.IntegrityError) as error:
+            if len(batch) == 1:
+                self._fail(batch, error)
+                return
+            # One of them is to blame: the halves go alone, and so on.
+            middle = len(batch) // 2
+            await self._answer(channel, batch[:middle], repeatable)
+            await self._answer(channel, batch[middle:], repeatable)
+        except Exception as error:
+            if channel.lost and repeatable:
+                # To the front, for a new connection; lost twice, they are told.
+                try:
+                    await channel.open()
+                except (psycopg.Error, OSError) as failed:
+                    self._fail(batch, DatabaseUnavailableError(str(failed)))
+                    return
+                await self._answer(channel, batch, False)
+                return
+            self._fail(batch, error)
+        else:
+            for (_, future), answer in zip(batch, answers, strict=True):
+                if not future.done():
+                    future.set_result(answer)
+
+    @staticmethod
+    def _fail(batch: "list[tuple[Item, asyncio.Future[Answer]]]", error: Exception) -> None:
+        for _, future in batch:
+            if not future.done():
+                future.set_exception(error)
