@@ -58,6 +58,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     argon2_threads: Annotated[int, Meta(ge=1, le=64)] = 2
     argon2_queue: Annotated[int, Meta(ge=1, le=100_000)] = 256
 
+    # Keys that were verified lately: how many are remembered, and for how many seconds a row is believed at most although
+    # the database tells of every change; 0 reads the row each time.
+    key_cache_size: Annotated[int, Meta(ge=1, le=10_000_000)] = 100_000
+    key_cache_seconds: Annotated[float, Meta(ge=0, le=3600)] = 60
+    # Callers that may wait for a coalesced lookup, and for a coalesced usage record, before they are told to come back.
+    lookup_queue: Annotated[int, Meta(ge=1, le=1_000_000)] = 10_000
+    usage_queue: Annotated[int, Meta(ge=1, le=1_000_000)] = 10_000
+
     # Clerk. Nothing set: session tokens are refused, API keys still work.
     clerk_issuer: str | None = None
     clerk_jwks_url: str | None = None

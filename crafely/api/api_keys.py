@@ -3,8 +3,9 @@
 A key is shown once, when it is made; what is stored is a hash. A revoked key stays revoked.
 """
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
@@ -64,6 +65,33 @@ class CreatedApiKey(ApiKey, frozen=True):
     usage_id: str | None
 
 
+class PresentedKey(Body, kw_only=True, frozen=True):
+    """An API key that somebody presents, and what it must be allowed to do."""
+
+    # The key itself, as it was shown when it was made.
+    key: Annotated[str, Meta(min_length=1, max_length=255)]
+    # What it must hold, every one of them; nothing: any key that is valid will do.
+    permissions: Permissions = []
+
+
+class Verification(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """What a key is worth now.
+
+    VALID; INSUFFICIENT_PERMISSIONS (valid, but it lacks one that was asked for); REVOKED or EXPIRED (told only to who
+    has the right secret); NOT_FOUND (no such key, or another secret); MALFORMED (not an API key at all, or mistyped).
+    The fields about the key are null unless the secret is right.
+    """
+
+    valid: bool
+    code: Literal["VALID", "INSUFFICIENT_PERMISSIONS", "REVOKED", "EXPIRED", "NOT_FOUND", "MALFORMED"]
+    id: str | None = None
+    key_id: str | None = None
+    user_id: str | None = None
+    permissions: Sequence[str] | None = None
+    expires_at: datetime | None = None
+    rate_limit: int | None = None
+
+
 class ListApiKeys(ListQuery, kw_only=True, frozen=True):
     """Which keys to list."""
 
@@ -104,6 +132,39 @@ async def create(call: Call, body: NewApiKey) -> CreatedApiKey:
             usage_id = recorded.id
     call.headers["Location"] = f"/v1/api-keys/{row.id}"
     return CreatedApiKey(**msgspec.structs.asdict(row), key=new.token, usage_id=usage_id)
+
+
+async def verify(call: Call, body: PresentedKey) -> Verification:
+    """Verify an API key.
+
+    For services that let their own callers in by API keys: whose key it is, what it may do, and whether it is good now.
+    A key that is not good is an answer, too, and has the status 200. A good one counts as used.
+    """
+    services = call.services
+    entry = services.verifier.recall(body.key) or await services.verifier.examine(body.key)
+    if entry is None:
+        return _MALFORMED
+    record, code = entry.record, entry.code()
+    if record is None:
+        return _NOT_FOUND
+    if code == "VALID":
+        services.seen(record.id)
+        if body.permissions and excess(entry.caller.permissions, body.permissions):
+            code = "INSUFFICIENT_PERMISSIONS"
+    return Verification(
+        valid=code == "VALID",
+        code=code,
+        id=record.id,
+        key_id=record.key_id,
+        user_id=record.user_id,
+        permissions=record.permissions,
+        expires_at=record.expires_at,
+        rate_limit=record.rate_limit,
+    )
+
+
+_MALFORMED = Verification(valid=False, code="MALFORMED")
+_NOT_FOUND = Verification(valid=False, code="NOT_FOUND")
 
 
 async def list_(call: Call, query: ListApiKeys) -> Page[ApiKey]:
@@ -147,7 +208,10 @@ async def update(call: Call, id: str, body: ApiKeyChanges) -> ApiKey:
     key = found(await api_keys.get(session, id=id, user_id=user_id))
     if excess(call.caller.permissions, key.permissions):
         raise Problem("insufficient_permissions", "This key holds permissions that the caller does not.")
-    return found(await api_keys.update(session, id=id, user_id=user_id, changes=changes(body)))
+    changed = found(await api_keys.update(session, id=id, user_id=user_id, changes=changes(body)))
+    # The database tells every process; this one must not answer before it knows.
+    call.services.forget_key(changed.key_id)
+    return changed
 
 
 async def revoke(call: Call, id: str) -> None:
@@ -155,8 +219,8 @@ async def revoke(call: Call, id: str) -> None:
 
     It is refused from now on, for good. It can still be read, and its usage stays. Revoking it again changes nothing.
     """
-    if not await api_keys.revoke(call.services.session(call), id=id, user_id=call.caller.user_id):
-        raise Problem("not_found")
+    key_id = found(await api_keys.revoke(call.services.session(call), id=id, user_id=call.caller.user_id))
+    call.services.forget_key(key_id)
 
 
 def _check_permissions(call: Call, permissions: list[str]) -> None:

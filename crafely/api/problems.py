@@ -15,6 +15,7 @@ from psycopg_pool import PoolClosed, PoolTimeout, TooManyRequests
 from crafely.auth import Denied
 from crafely.auth.clerk import Unavailable
 from crafely.auth.hashing import Busy
+from crafely.db.coalesce import QueueFullError
 from crafely.db.session import DatabaseUnavailableError
 
 T = TypeVar("T")
@@ -83,6 +84,9 @@ CODES: dict[str, Code] = {
         415,
         "Unsupported media type",
         "Bodies are application/json in UTF-8, without Content-Encoding.",
+    ),
+    "expectation_failed": Code(
+        417, "Expectation failed", "The only expectation that this server knows is Expect: 100-continue."
     ),
     "invalid": Code(
         422,
@@ -260,7 +264,7 @@ def from_exception(error: Exception) -> Problem | None:
         case Denied():
             headers = {"WWW-Authenticate": 'Bearer error="invalid_token"'}
             problem = Problem("invalid_token", f"Not accepted: {error}.", headers=headers)
-        case Busy() | Unavailable() | DatabaseUnavailableError():
+        case Busy() | Unavailable() | DatabaseUnavailableError() | QueueFullError():
             problem = Problem("unavailable")
         case web.HTTPException():
             problem = _from_http(error)

@@ -2,6 +2,7 @@
 
 import logging
 from datetime import UTC, datetime, timedelta
+from time import time
 from typing import Any
 
 import msgspec
@@ -9,12 +10,13 @@ import psycopg
 
 from crafely.api import telemetry
 from crafely.api.wire import Call, Caller
-from crafely.auth import Authenticator, KeyRecord
+from crafely.auth import Authenticator, KeyCache, KeyRecord, Verifier
 from crafely.auth.clerk import Clerk
 from crafely.auth.hashing import Hasher
 from crafely.config import Settings
 from crafely.db import migrate
-from crafely.db.session import Database, DatabaseUnavailableError, Identity, Session
+from crafely.db.listen import Listener
+from crafely.db.session import Database, DatabaseUnavailableError, Identity, Session, unavailable
 from crafely.store import api_keys, monitor, usage, user_subscriptions
 
 log = logging.getLogger(__name__)
@@ -33,6 +35,7 @@ class Services:
     def __init__(self, settings: Settings, url: str, openapi: bytes) -> None:
         """Takes the settings, a libpq URL, and the document that /openapi.json answers. Connects to nothing yet."""
         self.settings = settings
+        self._url = url
         self.openapi = openapi
         self.database = Database(
             url,
@@ -43,17 +46,35 @@ class Services:
         )
         self.hasher = Hasher(settings)
         self._clerk = Clerk(settings)
-        self._touched: dict[str, datetime] = {}
+        # When keys were last used, by row id, in seconds since 1970, until it is written.
+        self._touched: dict[str, float] = {}
         self._expected = migrate.expected()
-        authenticator = Authenticator(
-            self.hasher,
-            self._clerk,
-            admins=frozenset(settings.clerk_admins),
-            lookup=self._lookup,
-            seen=self._seen,
-            rehash=self._rehash,
+        self.lookups = api_keys.lookups(self.database, queue=settings.lookup_queue)
+        self.recorder = usage.records(self.database, queue=settings.usage_queue)
+        self.key_cache = KeyCache(size=settings.key_cache_size, seconds=settings.key_cache_seconds)
+        self._listener = Listener(
+            lambda: self.database.connect("crafely_auth"),
+            "crafely_api_keys",
+            heard=self.forget_key,
+            up=self.key_cache.trust,
+            down=self.key_cache.distrust,
         )
+        self.verifier = Verifier(self.hasher, self.key_cache, lookup=self.lookups.ask, rehash=self._rehash)
+        authenticator = Authenticator(
+            self.verifier, self._clerk, admins=frozenset(settings.clerk_admins), seen=self.seen
+        )
+        self.known = authenticator.known
         self.authenticate = authenticator.authenticate
+
+    async def open(self) -> None:
+        """Connects. Raises DatabaseUnavailableError or WrongRoleError with one line that says why."""
+        await self.database.open()
+        try:
+            await self.lookups.open()
+            await self.recorder.open()
+            await self._listener.open()
+        except psycopg.Error as error:
+            raise DatabaseUnavailableError(unavailable(self._url, error)) from None
 
     def session(self, call: Call, role: str = "crafely_app") -> Session:
         """A session for the caller of a request: what row-level security and the audit trail see."""
@@ -72,13 +93,17 @@ class Services:
             return "migrations of this release are missing: run crafely migrate up"
         return None
 
-    async def _lookup(self, key_id: str) -> KeyRecord | None:
-        found = await api_keys.lookup(self.database.session("crafely_auth"), key_ids=[key_id])
-        return found[0] if found else None
+    def forget_key(self, key_id: str) -> None:
+        """A key's row has changed: what was read of it before is not believed any more. No name: no row is."""
+        if key_id:
+            self.key_cache.evict(key_id)
+        else:
+            self.key_cache.trust()
 
-    def _seen(self, api_key_id: str) -> None:
+    def seen(self, api_key_id: str) -> None:
+        """Notes that the key with this row id is being used, to be written soon."""
         if len(self._touched) < MAX_TOUCHES:
-            self._touched[api_key_id] = datetime.now(UTC)
+            self._touched[api_key_id] = time()
 
     async def _rehash(self, record: KeyRecord, hashed_key: str) -> None:
         session = self.database.session("crafely_app", Identity(record.user_id, record.id))
@@ -92,7 +117,9 @@ class Services:
             # In one order everywhere, so that two workers wait for each other and never in a circle.
             ids = sorted(touched)
             try:
-                await api_keys.touch(session, ids=ids, used_at=[touched[id_] for id_ in ids])
+                await api_keys.touch(
+                    session, ids=ids, used_at=[datetime.fromtimestamp(touched[id_], UTC) for id_ in ids]
+                )
             except BaseException:
                 # They wait for the next time; of a key used meanwhile, the later use counts.
                 self._touched = {**touched, **self._touched}
@@ -123,6 +150,9 @@ class Services:
         except psycopg.Error:
             log.warning("the last use of some keys was not written", exc_info=True)
         await self._clerk.close()
+        await self._listener.close()
+        await self.lookups.close()
+        await self.recorder.close()
         self.hasher.close()
         await self.database.close()
 

@@ -59,8 +59,13 @@ def generate(environment: str) -> NewKey:
         raise ValueError("environment: 2 to 8 letters a-z, such as live")
     key_id = _random(KEY_ID_LENGTH)
     secret = _random(SECRET_LENGTH)
+    return NewKey(token(environment, key_id, secret), key_id, secret, f"{PREFIX}{environment}_{key_id[:4]}")
+
+
+def token(environment: str, key_id: str, secret: str) -> str:
+    """The token of these parts, which are taken as they are."""
     body = f"{PREFIX}{environment}_{key_id}_{secret}"
-    return NewKey(body + _crc(body), key_id, secret, f"{PREFIX}{environment}_{key_id[:4]}")
+    return body + _crc(body)
 
 
 def parse(token: str) -> ParsedKey | None:

@@ -211,7 +211,7 @@ def _list(arguments: argparse.Namespace) -> int:
 def _revoke(arguments: argparse.Namespace) -> int:
     settings = load()
 
-    async def revoke(session: Session) -> int:
+    async def revoke(session: Session) -> str | None:
         return await api_keys.revoke(session, id=arguments.id, user_id=arguments.user)
 
     with target(settings) as found:

@@ -1,8 +1,10 @@
 -- sql/api_keys/revoke.sql
--- Revokes a key for good; the row stays, for the usage that refers to it. Counts a key that was revoked before, too.
--- returns: count
+-- Revokes a key for good; the row stays, for the usage that refers to it. Gives the public id of a key that was revoked
+-- before, too.
+-- returns: maybe str
 -- uses: api_keys_pkey
 update api_keys
 set active = false
 where id = :id
-    and user_id = :user_id;
+    and user_id = :user_id
+returning key_id;

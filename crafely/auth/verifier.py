@@ -1,0 +1,92 @@
+"""Verifying API keys: shape and CRC (free), the cache, a coalesced lookup, argon2 (once for each token)."""
+
+import asyncio
+import logging
+import math
+from collections.abc import Awaitable, Callable
+
+from crafely.auth import keys
+from crafely.auth.hashing import Busy, Hasher, Verdict
+from crafely.auth.key_cache import Entry, KeyCache, KeyRecord
+
+log = logging.getLogger(__name__)
+
+Lookup = Callable[[str], Awaitable[KeyRecord | None]]
+Rehash = Callable[[KeyRecord, str], Awaitable[object]]
+
+# A row that keeps changing while it is read is answered from the last reading after so many, and not remembered.
+_READINGS = 4
+
+
+class Verifier:
+    """Tells what an API key is worth now.
+
+    Takes the hasher and the cache (their owner closes the first and feeds the second), and two functions: `lookup`
+    answers a key id with its row or None, revoked and expired ones too; `rehash` stores a new hash for a row.
+    """
+
+    def __init__(self, hasher: Hasher, cache: KeyCache, *, lookup: Lookup, rehash: Rehash) -> None:
+        self._hasher = hasher
+        self._cache = cache
+        self._lookup = lookup
+        self._rehash = rehash
+        # argon2 at work, by token and hash: whoever comes meanwhile with the same waits for the same.
+        self._at_work: dict[tuple[bytes, str | None], asyncio.Task[Verdict]] = {}
+        self.recall = cache.recall
+
+    async def examine(self, token: str) -> Entry | None:
+        """What the API key `token` is worth, from the cache or the database; None when its shape or CRC is wrong.
+
+        The row is always read after the secret was tried, so what is told was true after the caller asked. Raises
+        Busy, and what `lookup` raises.
+        """
+        if (entry := self._cache.recall(token)) is not None:
+            return entry
+        parsed = keys.parse(token)
+        if parsed is None:
+            return None
+        self._cache.misses += 1
+        digest = self._cache.digest(token)
+        for _ in range(_READINGS):
+            with self._cache.reading(parsed.key_id) as reading:
+                record = await self._lookup(parsed.key_id)
+                against = record.hashed_key if record is not None else None
+                entry = self._cache.known(digest, against)
+                if entry is not None:
+                    entry.read(record if entry.fits else None, reading.began)
+                    if not reading.overtaken:
+                        return entry
+                    # It may be what was before the change: look again, and let nobody believe it meanwhile.
+                    entry.read_at = -math.inf
+            if entry is None:
+                verdict = await self._try(digest, against, parsed.secret)
+                self._cache.keep(Entry(digest, parsed.key_id, against, fits=verdict.ok))
+                if verdict.outdated and record is not None:
+                    await self._renew_hash(record, parsed.secret)
+        if entry is None:
+            raise Busy("the key's hash changes faster than it can be tried")
+        return entry
+
+    async def _try(self, digest: bytes, against: str | None, secret: str) -> Verdict:
+        """Tries a secret on a hash (None: on a dummy, which takes as long)."""
+        name = (digest, against)
+        task = self._at_work.get(name)
+        if task is None:
+            task = self._at_work[name] = asyncio.create_task(self._hasher.verify(against, secret))
+            task.add_done_callback(lambda done: self._done(name, done))
+        # Whoever leaves does not take the work away from the others.
+        return await asyncio.shield(task)
+
+    def _done(self, name: tuple[bytes, str | None], task: "asyncio.Task[Verdict]") -> None:
+        del self._at_work[name]
+        if not task.cancelled():
+            task.exception()  # looked at, so that asyncio does not complain when everybody has left
+
+    async def _renew_hash(self, record: KeyRecord, secret: str) -> None:
+        # The secret is in our hands only now. The key is good either way, so a failure waits for its next use.
+        try:
+            await self._rehash(record, await self._hasher.hash(secret))
+        except Busy:
+            log.info("the hash of %s keeps its old parameters: no capacity now", record.id)
+        except Exception:
+            log.exception("the hash of %s keeps its old parameters", record.id)
