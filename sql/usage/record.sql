@@ -4,19 +4,32 @@
 -- whose event was counted before, is not counted and says so; it does not hinder the others.
 -- returns: many Recorded
 -- role: crafely_meter, crafely_app
-with input as materialized (
+-- uses: api_keys_user_id_id_key, usage_events_pkey
+with call as materialized (
+    select
+        lpad(to_hex((extract(epoch from now()) * 1000)::bigint), 12, '0') as time,
+        gen_random_uuid()::text as random
+),
+input as materialized (
     select
         r.position,
-        concat('use_', gen_random_uuid()) as id,
+        -- A UUID of version 7: time, then random bits, the same for the whole call, then the position. Such ids follow
+        -- each other, so the rows of a call go into one page of the index; and randomness is dear where the server
+        -- opens /dev/urandom for each of them.
+        concat(
+            'use_', left(c.time, 8), '-', right(c.time, 4), '-7', substr(c.random, 16, 16),
+            lpad(to_hex(r.position), 5, '0')
+        ) as id,
         coalesce(r.created_at, now()) as created_at,
         r.user_id, r.api_key_id, r.provider, r.model, r.type, r.tokens_in, r.tokens_out, r.tokens_total, r.cost,
         r.currency, r.metadata, r.event_id,
-        exists (
-            select
+        -- Not «exists»: that may be planned as one reading of all keys, in each call.
+        (
+            select k.id
             from api_keys k
             where k.id = r.api_key_id
                 and k.user_id = r.user_id
-        ) as has_key
+        ) is not null as has_key
     from rows from (
         jsonb_to_recordset(:records::jsonb) as (
             user_id text, api_key_id text, created_at timestamptz, provider text, model text, type text,
@@ -27,8 +40,10 @@ with input as materialized (
         user_id, api_key_id, created_at, provider, model, type, tokens_in, tokens_out, tokens_total, cost, currency,
         metadata, event_id, position
     )
+    cross join call c
 ),
--- Sorted, as are the sums below: two workers that touch the same rows then wait for each other and never in a circle.
+-- Sorted, as are the rows (their keys are locked in that order) and the sums below: two workers that touch the same
+-- ones then wait for each other and never in a circle.
 ledger as (
     insert into usage_events (user_id, event_id, usage_id)
     select distinct on (user_id, event_id) user_id, event_id, id
@@ -54,6 +69,7 @@ inserted as (
         id, created_at, api_key_id, user_id, provider, model, type, tokens_in, tokens_out, tokens_total, cost, currency,
         metadata, event_id
     from counted
+    order by user_id, api_key_id, position
 ),
 summed as (
     insert into usage_daily (
@@ -71,7 +87,9 @@ summed as (
         tokens_in = usage_daily.tokens_in + excluded.tokens_in,
         tokens_out = usage_daily.tokens_out + excluded.tokens_out,
         tokens_total = usage_daily.tokens_total + excluded.tokens_total,
-        cost = usage_daily.cost + excluded.cost
+        cost = usage_daily.cost + excluded.cost,
+        -- As the trigger would, which has nothing to do then.
+        updated_at = now()
 )
 select
     case
@@ -79,11 +97,19 @@ select
         when i.event_id is null or i.id = l.usage_id then 'recorded'
         else 'duplicate'
     end as status,
-    -- Of a duplicate, the id that was recorded: in this call (ledger) or before it.
+    -- Of a duplicate, the id that was recorded: in this call (ledger) or before it. The latter is looked up for
+    -- duplicates alone; as a join it would be planned once for all calls, and may read the whole ledger in each.
     case
-        when i.has_key then coalesce(l.usage_id, e.usage_id, case when i.event_id is null then i.id end)
+        when not i.has_key then null
+        when i.event_id is null then i.id
+        when l.usage_id is not null then l.usage_id
+        else (
+            select e.usage_id
+            from usage_events e
+            where e.user_id = i.user_id
+                and e.event_id = i.event_id
+        )
     end as id
 from input i
 left join ledger l on l.user_id = i.user_id and l.event_id = i.event_id
-left join usage_events e on e.user_id = i.user_id and e.event_id = i.event_id
 order by i.position;

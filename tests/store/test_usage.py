@@ -2,6 +2,9 @@
 
 import asyncio
 import random
+import re
+import time
+import uuid
 from collections.abc import Iterable
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
@@ -13,6 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from crafely.db import query
 from crafely.db.session import Session
 from crafely.store import usage
 from crafely.store.api_keys import ApiKey
@@ -170,6 +174,53 @@ async def test_each_record_is_answered_in_order_and_fails_alone(
     assert {first.id, answers[0].id, answers[4].id} == {row.id for row in rows}
     assert sum(row.tokens_in or 0 for row in rows) == 10_011
     assert rollup_equals_rows(superuser)
+
+
+async def test_ids_are_uuids_of_version_7_in_the_order_of_the_records(alice: Session, key: ApiKey) -> None:
+    """So records of one moment are listed in the reverse of the order in which they were sent."""
+    before = int(time.time() * 1000)
+    ids = [a.id or "" for _ in range(2) for a in await record(alice, key, *({} for _ in range(300)))]
+
+    uuids = [uuid.UUID(id_.removeprefix("use_")) for id_ in ids]
+    assert ids == [f"use_{u}" for u in uuids]
+    assert {(u.version, u.variant) for u in uuids} == {(7, uuid.RFC_4122)}
+    assert all(before - 1 <= u.int >> 80 <= time.time() * 1000 + 1 for u in uuids)
+    assert ids == sorted(set(ids))
+    assert [row.id for row in await listed(alice)] == ids[::-1]
+
+
+async def test_neither_ledger_nor_keys_are_ever_read_from_end_to_end(superuser: psycopg.Connection) -> None:
+    """However few there were when a busy connection made its plan: they grow by thousands, the plan stays."""
+    statement = query.statements["usage/record"]
+    superuser.execute("set role crafely_meter")
+    superuser.execute("set plan_cache_mode = force_generic_plan")
+    superuser.execute(b"prepare recording as " + statement.text.rstrip(b";\n"))
+
+    plan = "\n".join(row[0] for row in superuser.execute("explain execute recording ('[]')"))
+
+    assert "Index Scan using usage_events_pkey" in plan
+    assert re.search("Index (Only )?Scan using api_keys_", plan)
+    assert "Seq Scan" not in plan
+
+
+async def test_the_sums_are_stamped_by_the_statement_and_by_nothing_else_than_now(
+    meter: Session, key: ApiKey, superuser: psycopg.Connection
+) -> None:
+    def stamp() -> tuple[datetime, datetime]:
+        [row] = superuser.execute("select updated_at, clock_timestamp() from usage_daily").fetchall()
+        return row[0], row[1]
+
+    await record(meter, key, {})
+    _, between = stamp()
+    await record(meter, key, {})
+    assert stamp()[0] > between
+
+    _, between = stamp()
+    superuser.execute("update usage_daily set records = 7")
+    assert stamp()[0] > between
+    _, between = stamp()
+    superuser.execute("update usage_daily set records = 8, updated_at = '2001-01-01'")
+    assert stamp()[0] > between
 
 
 async def test_nothing_is_recorded_of_an_empty_array(alice: Session) -> None:
