@@ -13,7 +13,8 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "crafely"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
-SQL_FILES = sorted([*(ROOT / "sql").rglob("*.sql"), *(ROOT / "migrations").glob("*.sql")])
+LAB = PACKAGE / "bench" / "statements"
+SQL_FILES = sorted([*(ROOT / "sql").rglob("*.sql"), *(ROOT / "migrations").glob("*.sql"), *LAB.glob("*.sql")])
 
 # A part may import itself and what stands below it. The bench and the API stand side by side.
 LAYERS = {
@@ -125,6 +126,11 @@ def test_in_the_api_only_two_modules_know_the_errors_of_the_database() -> None:
     """One turns them into answers, one says whether the database can be reached."""
     knowing = {p.stem for p in (PACKAGE / "api").glob("*.py") if any(i.startswith("psycopg") for i in imports(p))}
     assert knowing == {"problems", "services"}
+
+
+def test_the_lab_has_files_for_its_statements_and_runs_each_of_them() -> None:
+    named = {text for path in (PACKAGE / "bench").glob("*.py") for text in texts(path)}
+    assert {path.stem for path in LAB.iterdir()} - named == set()
 
 
 SQL_TEXT = re.compile(

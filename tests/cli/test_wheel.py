@@ -27,7 +27,8 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_it_holds_every_file_that_runs(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         held = set(archive.namelist())
-    for folder, pattern in (("sql", "*.sql"), ("migrations", "*.sql"), ("crafely", "*.py"), ("crafely", "*.html")):
+    ours = [("crafely", f"*.{kind}") for kind in ("py", "html", "css", "sql")]
+    for folder, pattern in (("sql", "*.sql"), ("migrations", "*.sql"), *ours):
         files = {path.relative_to(ROOT) for path in (ROOT / folder).rglob(pattern)}
         assert files
         prefix = "" if folder == "crafely" else "crafely/"

@@ -1,0 +1,75 @@
+"""pgbench, PostgreSQL's own load client, written in C: what asking one by one can give at best."""
+
+import asyncio
+import os
+import re
+import tempfile
+from pathlib import Path
+
+from crafely.bench import BenchError
+from crafely.bench.rounds import Sample
+from crafely.bench.seed import BASE
+from crafely.db.query import statements
+
+# Of ten transactions one is logged with its latency: that much costs pgbench nothing that can be measured.
+LOGGED = 0.1
+# A bijection of 1 … n onto itself for any n below this prime: the keys that are asked for most are then no neighbours.
+SCATTER = 15_485_863
+
+
+def script(rows: int, zipf: float | None) -> str:
+    """What pgbench runs: a number, its key, and the statement that the API runs, for one key."""
+    statement = statements["api_keys/lookup"].text.decode()
+    # A comment's colon would be taken for a variable.
+    text = re.sub(r" /\*.*?\*/", "", statement).rstrip(";")
+    # As whoever asks for one key would write it.
+    one = text.replace("any($1::text[])", ":key_id")
+    if one == text:
+        raise BenchError("the lookup is not what the bench takes it for: it finds no «any($1::text[])» in it")
+    draw = f"random(1, {rows})" if zipf is None else f"1 + (random_zipfian(1, {rows}, {zipf}) * {SCATTER}) % {rows}"
+    return f"\\set key_id {BASE} + {draw}\n{one};\n"
+
+
+async def measure(program: Path, url: str, text: str, clients: int, seconds: float) -> Sample:
+    """Runs it with so many clients for so many seconds, whole ones, at least one. Raises BenchError."""
+    with tempfile.TemporaryDirectory(prefix="crafely-pgbench-") as folder:
+        file = Path(folder) / "lookup.sql"
+        file.write_text(text)
+        threads = min(clients, os.cpu_count() or 1)
+        command = ["-n", "-M", "prepared", "-c", str(clients), "-j", str(threads), "-T", str(max(1, round(seconds)))]
+        log = ["-l", f"--sampling-rate={LOGGED}", f"--log-prefix={folder}/log"]
+        process = await asyncio.create_subprocess_exec(
+            program,
+            *command,
+            *log,
+            "-f",
+            str(file),
+            url,
+            env={**os.environ, "PGOPTIONS": "-c role=crafely_auth -c jit=off"},
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        try:
+            output, errors = await process.communicate()
+        finally:
+            if process.returncode is None:
+                process.kill()
+        if process.returncode:
+            said = (errors.decode(errors="replace").strip().splitlines() or ["nothing"])[-1]
+            raise BenchError(f"pgbench failed: {said}")
+        return _sample(output.decode(), Path(folder))
+
+
+def _sample(output: str, folder: Path) -> Sample:
+    done = re.search(r"actually processed: (\d+)", output)
+    rate = re.search(r"^tps = ([\d.]+)", output, re.MULTILINE)
+    failed = re.search(r"failed transactions: (\d+)", output)
+    if not done or not rate or (failed and int(failed[1])):
+        raise BenchError(f"pgbench did not do what it was told: {output[:300]!r}")
+    count = int(done[1])
+    # A line for each transaction: client, its number, microseconds, …
+    lines = [line for log in folder.glob("log.*") for line in log.read_text().splitlines()]
+    latencies = [int(line.split()[2]) / 1e6 for line in lines]
+    # Its rate leaves out the time that connecting took.
+    return Sample(count, count / float(rate[1]), latencies)

@@ -1,0 +1,135 @@
+"""What is in the bench's databases: keys and usage that follow from a number, so that any program can ask for them.
+
+Key number n has key_id 1000000000000000 + n, which pgbench can compute. Ten keys belong to a user: number n to
+``user_<(n - 1) // 10>``. All have one secret, made at random for each database, so that any of them can be presented.
+"""
+
+import asyncio
+import secrets
+from datetime import datetime
+
+import msgspec
+import psycopg
+from psycopg.rows import TupleRow
+from rich.progress import Progress
+
+from crafely.auth import keys
+from crafely.auth.hashing import Hasher
+from crafely.bench import BenchError, statement
+from crafely.bench.place import connect, execute
+from crafely.config import Settings
+
+BASE = 10**15
+KEYS_PER_USER = 10
+# As statements/seed_usage.sql has it.
+USAGE_PER_USER = 1000
+PERMISSIONS = "{agents:read,agents:write,threads:read,usage:write,keys:verify,keys:write}"
+# Rows that are committed at once: what an interrupted run has to do again.
+CHUNK = 50_000
+
+
+class Seed(msgspec.Struct, frozen=True):
+    """What is in a database."""
+
+    secret: str
+    hashed_key: str
+    keys: int
+    usage_records: int
+    usage_until: datetime
+
+    def token(self, number: int) -> str:
+        """The API key of a number."""
+        return keys.token("live", key_id(number), self.secret)
+
+
+def key_id(number: int) -> str:
+    """The public half of a key."""
+    return str(BASE + number)
+
+
+def row_id(number: int) -> str:
+    """The id of a key's row, as long as a real one."""
+    return f"key_00000000-0000-4000-8000-{number:012d}"
+
+
+def user_id(number: int) -> str:
+    """Whose a key is."""
+    return f"user_{(number - 1) // KEYS_PER_USER}"
+
+
+def seed(url: str, settings: Settings, progress: Progress, *, keys: int, usage_records: int = 0) -> Seed:
+    """Fills a database of the bench's up to so many keys and records of usage; what is there stays. Says what is there.
+
+    Usage belongs to ten keys for each thousand records, which must exist. Raises BenchError when there is more in it
+    already: then figures would be called by a wrong name.
+    """
+    with connect(url) as connection:
+        found = _read(connection) or _begin(connection, settings)
+        if found.keys > keys or (usage_records and found.usage_records > usage_records):
+            raise BenchError(f"the database holds {found.keys} keys and {found.usage_records} records: drop it")
+        if found.keys < keys or found.usage_records < usage_records:
+            execute(connection, "fast_seed")
+        if found.keys < keys:
+            _keys(connection, found, keys, progress)
+        if found.usage_records < usage_records:
+            _usage(connection, found, usage_records, progress)
+        done = _read(connection)
+    if done is None:
+        raise BenchError("somebody else has emptied the database")
+    return done
+
+
+def _read(connection: psycopg.Connection[TupleRow]) -> Seed | None:
+    row = execute(connection, "seeded").fetchone()
+    return None if row is None else Seed(*row)
+
+
+def _begin(connection: psycopg.Connection[TupleRow], settings: Settings) -> Seed:
+    secret = "".join(secrets.choice(keys.ALPHABET) for _ in range(keys.SECRET_LENGTH))
+    hasher = Hasher(settings)
+    try:
+        hashed_key = asyncio.run(hasher.hash(secret))
+    finally:
+        hasher.close()
+    execute(connection, "set_secret", secret, hashed_key)
+    found = _read(connection)
+    if found is None:
+        raise BenchError("the database does not keep what it is given")
+    return found
+
+
+def _keys(connection: psycopg.Connection[TupleRow], found: Seed, count: int, progress: Progress) -> None:
+    task = progress.add_task(f"seeding {count:,} keys", total=count, completed=found.keys)
+    for first in range(found.keys + 1, count + 1, CHUNK):
+        last = min(first + CHUNK - 1, count)
+        with connection.transaction(), connection.cursor() as cursor:
+            with cursor.copy(statement("copy_keys")) as copy:
+                tail = f"\t{found.hashed_key}\tbench\tcrf_live_1000\t{PERMISSIONS}\ttrue\t"
+                for begin in range(first, last + 1, 1000):
+                    numbers = range(begin, min(begin + 1000, last + 1))
+                    copy.write("".join(f"{row_id(n)}\t{key_id(n)}{tail}{user_id(n)}\n" for n in numbers))
+            execute(connection, "set_keys", last)
+        progress.update(task, completed=last)
+    _settle(connection, "api_keys", progress)
+    progress.remove_task(task)
+
+
+def _usage(connection: psycopg.Connection[TupleRow], found: Seed, count: int, progress: Progress) -> None:
+    task = progress.add_task(f"seeding {count:,} records of usage", total=count, completed=found.usage_records)
+    for first in range(found.usage_records + 1, count + 1, CHUNK):
+        last = min(first + CHUNK - 1, count)
+        with connection.transaction():
+            execute(connection, "seed_usage", first, last, found.usage_until)
+            execute(connection, "set_usage_records", last)
+        progress.update(task, completed=last)
+    for table in ("usage", "usage_daily"):
+        _settle(connection, table, progress)
+    progress.remove_task(task)
+
+
+def _settle(connection: psycopg.Connection[TupleRow], table: str, progress: Progress) -> None:
+    """Leaves nothing to be done in the background while others are measured."""
+    task = progress.add_task(f"vacuum of {table}, and a checkpoint", total=None)
+    connection.execute(statement("settle").replace(b"{table}", table.encode()))
+    execute(connection, "checkpoint")
+    progress.remove_task(task)

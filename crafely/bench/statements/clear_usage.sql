@@ -1,0 +1,1 @@
+truncate usage, usage_events, usage_daily;

@@ -1,0 +1,2 @@
+-- The name is put in as an identifier.
+create database {name};

@@ -1,0 +1,5 @@
+select exists (
+    select
+    from pg_database
+    where datname = $1
+);

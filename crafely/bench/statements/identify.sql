@@ -1,0 +1,1 @@
+select set_config('crafely.user_id', $1, false);

@@ -1,0 +1,3 @@
+update api_keys
+set active = true
+where not active;

@@ -1,0 +1,1 @@
+update crafely_bench.seed set keys = $1;

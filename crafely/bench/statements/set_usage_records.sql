@@ -1,0 +1,1 @@
+update crafely_bench.seed set usage_records = $1;
