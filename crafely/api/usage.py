@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 from datetime import UTC, date, datetime, timedelta
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 import msgspec
 from msgspec import Meta, Raw
 
-from crafely.api.usage_records import UsageRecord, columns, encode_records
+from crafely.api.usage_records import UsageRecord, UsageRow, columns, encode_record, encode_records
 from crafely.api.wire import (
     Call,
     FieldError,
@@ -108,30 +108,27 @@ async def record(call: Call, body: UsageRecord | Items) -> Outcomes:
 
     One record, or an array of up to 1,000. They are stored when the answer comes. In an array each record stands for
     itself: a bad one is reported in its place and the others are stored; only when all are bad is the answer 422.
-    A repeated `eventId` of the same user is answered with `duplicate: true` and counted once.
+    A repeated `eventId` of the same user is answered with `duplicate: true` and counted once. When more records wait
+    than the server has room for, the answer is 503 with `Retry-After`, and the record is not stored.
     """
     user_id, api_key_id = call.caller.user_id, call.caller.api_key_id
-    single = isinstance(body, UsageRecord)
-    items: list[Any] = [body] if isinstance(body, UsageRecord) else body
+    if isinstance(body, UsageRecord):
+        row = columns(body, user_id=user_id, api_key_id=api_key_id, pointer="")
+        # With whatever other requests wait for the database at this moment, in one statement.
+        return _answer([_outcome(await call.services.recorder.ask(encode_record(row)), "")])
     outcomes: list[Outcome | None] = []
-    rows: list[dict[str, Any]] = []
-    for index, item in enumerate(items):
-        pointer = "" if single else f"/{index}"
+    rows: list[UsageRow] = []
+    for index, item in enumerate(body):
+        pointer = f"/{index}"
         try:
-            parsed = item if isinstance(item, UsageRecord) else _parse(item)
-            rows.append(columns(parsed, user_id=user_id, api_key_id=api_key_id, pointer=pointer))
+            rows.append(columns(_parse(item), user_id=user_id, api_key_id=api_key_id, pointer=pointer))
             outcomes.append(None)
         except Problem as problem:
-            if single:
-                raise
             outcomes.append(_invalid(problem, pointer))
     if rows:
         results = await usage.record(call.services.database.session("crafely_meter"), records=encode_records(rows))
         remaining = iter(results)
-        outcomes = [
-            outcome or _outcome(next(remaining), "" if single else f"/{index}")
-            for index, outcome in enumerate(outcomes)
-        ]
+        outcomes = [outcome or _outcome(next(remaining), f"/{index}") for index, outcome in enumerate(outcomes)]
     return _answer([outcome for outcome in outcomes if outcome is not None])
 
 

@@ -3,20 +3,30 @@
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
-from typing import Annotated, Any
+from typing import Annotated
 
 import msgspec
-from msgspec import UNSET, Meta, UnsetType
+from msgspec import UNSET, Meta, Raw, UnsetType
 
+from crafely.api.services import EVENT_WINDOW
 from crafely.api.wire import Body, FreeObject, Timestamp, decimal_within, free_json, invalid
 
-# How late a record may come, and how far a client's clock may be ahead.
+# How late a record may come, and how far a client's clock may be ahead. A retry is recognised for longer: EVENT_WINDOW.
 LATEST = timedelta(days=35)
 AHEAD = timedelta(minutes=5)
 MAX_METADATA = 16 * 1024
 INT4_MAX = 2**31 - 1
 
 Text = Annotated[str, Meta(min_length=1, max_length=255)]
+EventId = Annotated[
+    str,
+    Meta(
+        min_length=1,
+        max_length=255,
+        description="The client's own name of the event. Sent again by the same user, the record is answered with "
+        f"duplicate: true and counted once. The name is remembered for {EVENT_WINDOW.days} days.",
+    ),
+]
 Tokens = Annotated[int, Meta(ge=0, le=INT4_MAX)]
 
 
@@ -25,8 +35,7 @@ class UsageRecord(Body, kw_only=True, frozen=True):
 
     # One of the caller's keys; the key that sends the record, where it is not sent.
     api_key_id: Text | None = None
-    # The client's own name of the event. Sent again with the same one, the record is counted once.
-    event_id: Text | None = None
+    event_id: EventId | None = None
     provider: Text | None = None
     model: Text | None = None
     # chat, image, embeddings and so on.
@@ -44,7 +53,28 @@ class UsageRecord(Body, kw_only=True, frozen=True):
     created_at: Timestamp | None = None
 
 
-def columns(record: UsageRecord, *, user_id: str, api_key_id: str | None, pointer: str) -> dict[str, Any]:
+class UsageRow(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What ``sql/usage/record.sql`` takes for one record: the columns of ``usage``, without those that are null.
+
+    Which it reads as null just the same, in less time.
+    """
+
+    user_id: str
+    api_key_id: str
+    event_id: str | None = None
+    provider: str | None = None
+    model: str | None = None
+    type: str | None = None
+    tokens_in: int | None = None
+    tokens_out: int | None = None
+    tokens_total: int | None = None
+    cost: Decimal | None = None
+    currency: str | None = None
+    metadata: Raw | None = None
+    created_at: datetime | None = None
+
+
+def columns(record: UsageRecord, *, user_id: str, api_key_id: str | None, pointer: str) -> UsageRow:
     """The row of ``usage`` for a record.
 
     Takes the user, the key that sends it (None: it came with a session token) and the record's JSON pointer. Raises
@@ -63,26 +93,31 @@ def columns(record: UsageRecord, *, user_id: str, api_key_id: str | None, pointe
         tokens_total = (record.tokens_in or 0) + (record.tokens_out or 0)
         if tokens_total > INT4_MAX:
             raise invalid(f"tokensIn and tokensOut together are more than {INT4_MAX}", pointer=f"{pointer}/tokensIn")
-    return {
-        "user_id": user_id,
-        "api_key_id": key,
-        "event_id": record.event_id,
-        "provider": record.provider,
-        "model": record.model,
-        "type": record.type,
-        "tokens_in": record.tokens_in,
-        "tokens_out": record.tokens_out,
-        "tokens_total": tokens_total,
-        "cost": record.cost,
-        "currency": record.currency,
-        "metadata": free_json(record.metadata, f"{pointer}/metadata", kind=dict, max_bytes=MAX_METADATA),
-        "created_at": record.created_at,
-    }
+    return UsageRow(
+        user_id,
+        key,
+        record.event_id,
+        record.provider,
+        record.model,
+        record.type,
+        record.tokens_in,
+        record.tokens_out,
+        tokens_total,
+        record.cost,
+        record.currency,
+        free_json(record.metadata, f"{pointer}/metadata", kind=dict, max_bytes=MAX_METADATA),
+        record.created_at,
+    )
 
 
-def encode_records(rows: Sequence[dict[str, Any]]) -> msgspec.Raw:
+def encode_record(row: UsageRow) -> bytes:
+    """The JSON object of one record, which a batch is joined from."""
+    return _encode(row)
+
+
+def encode_records(rows: Sequence[UsageRow]) -> Raw:
     """The JSON array that ``sql/usage/record.sql`` takes."""
-    return msgspec.Raw(_encode(rows))
+    return Raw(_encode(rows))
 
 
 _encode = msgspec.json.Encoder(decimal_format="string").encode

@@ -1,6 +1,7 @@
 """``/v1/usage``, end to end: what was put in comes out, to the twelfth place."""
 
 import asyncio
+import json
 from collections import defaultdict
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -8,7 +9,11 @@ from typing import Any
 
 import pytest
 
-from tests.api.conftest import Api, Client
+from crafely.api import ROUTES, openapi
+from crafely.api.services import EVENT_WINDOW
+from crafely.api.usage_records import LATEST
+from tests.api.conftest import Api, Client, introduce, serving
+from tests.auth.conftest import Signer
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -240,6 +245,52 @@ async def test_many_writers_at_once_lose_nothing(api: Api) -> None:
     daily = (await api.alice.get("/v1/usage/daily"))["data"]
     assert sum(row["records"] for row in daily) == 60
     assert sum(Decimal(row["cost"]) for row in daily) == sum(Decimal(row["cost"]) for row in listed)
+
+
+async def test_single_records_sent_together_are_answered_each_for_itself(api: Api) -> None:
+    """They share statements, and nothing else: not the users, not a bad key, not an event that came twice."""
+    sent = [call(number, eventId=f"e{number % 20}") for number in range(30)]
+    answers = await asyncio.gather(
+        *(api.alice.post("/v1/usage", record) for record in sent),
+        *(api.bob.post("/v1/usage", record) for record in sent[:5]),
+        *(api.alice.post("/v1/usage", call(0, apiKeyId="key_nobodys"), expect=422) for _ in range(5)),
+    )
+    ids = defaultdict(set)
+    for record, answer in zip(sent, answers, strict=False):
+        ids[record["eventId"]].add(answer["data"][0]["id"])
+    stored = {row["eventId"]: row["id"] for row in await api.alice.all("/v1/usage", take="100")}
+    # None: the first was being stored in that very moment.
+    assert all({stored[event]} <= ids[event] <= {stored[event], None} for event in ids)
+    assert sum(answer["recorded"] for answer in answers[:30]) == len(stored) == 20
+    assert sum(answer["recorded"] for answer in answers[30:35]) == len(await api.bob.all("/v1/usage")) == 5
+    assert all(answer.places == ["/apiKeyId"] for answer in answers[35:])
+    daily = (await api.alice.get("/v1/usage/daily"))["data"]
+    assert answered(daily, "day") == sums(sent[:20], "day")
+
+
+async def test_a_full_queue_answers_503_and_stores_nothing_of_it(module_database: str, signer: Signer) -> None:
+    async with serving(module_database, signer, usage_queue=1) as server:
+        alice = (await introduce(server)).alice
+        statuses: list[int] = []
+
+        async def send(number: int) -> None:
+            headers = {"Authorization": f"Bearer {alice.token}"}
+            async with alice._http.post("/v1/usage", json=call(number), headers=headers) as response:
+                statuses.append(response.status)
+                if response.status == 503:
+                    assert int(response.headers["Retry-After"]) >= 1
+
+        await asyncio.gather(*(send(number) for number in range(60)))
+
+        assert set(statuses) == {201, 503}
+        assert len(await alice.all("/v1/usage", take="100")) == statuses.count(201)
+
+
+async def test_the_description_says_for_how_long_an_event_is_remembered() -> None:
+    record = json.loads(openapi.build(ROUTES))["components"]["schemas"]["UsageRecord"]
+    said = json.dumps(record["properties"]["eventId"])
+    assert f"remembered for {EVENT_WINDOW.days} days" in said
+    assert EVENT_WINDOW > LATEST
 
 
 async def test_usage_is_listed_by_key_provider_model_and_type(api: Api) -> None:
