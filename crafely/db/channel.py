@@ -6,7 +6,6 @@ there. What is sent is the same as in session.py, and so are values, rows and er
 """
 
 import asyncio
-import contextlib
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
@@ -40,7 +39,10 @@ class Channel:
         self._connection: Connection | None = None
         self._transformer: abc.Transformer
         self._prepared: dict[str, bytes] = {}
-        self._answer: asyncio.Future[list[pq.abc.PGresult]] | None = None
+        # What libpq says only while the connection is there; the event loop must be told after that, too.
+        self._socket = -1
+        self._answer: asyncio.Future[pq.abc.PGresult] | None = None
+        self._results: list[pq.abc.PGresult] = []
 
     @property
     def lost(self) -> bool:
@@ -57,7 +59,8 @@ class Channel:
         self._transformer = Transformer.from_context(connection)
         self._prepared = {}
         self._connection = connection
-        asyncio.get_running_loop().add_reader(connection.pgconn.socket, self._readable)
+        self._socket = connection.pgconn.socket
+        asyncio.get_running_loop().add_reader(self._socket, self._readable)
 
     async def close(self) -> None:
         """Gives the connection back to the server; who waits for an answer is told that it is gone."""
@@ -86,7 +89,7 @@ class Channel:
         except (psycopg.errors.FeatureNotSupported, psycopg.errors.InvalidSqlStatementName):
             # "cached plan must not change result type": a migration ran under us. The statement had no effect; under
             # a new name it is prepared anew, and the old one goes with the connection.
-            del self._prepared[statement.name]
+            self._prepared.pop(statement.name, None)
             result = await self._run(statement, parameters)
         if statement.row_type is None:
             return Result([], result.command_tuples or 0)
@@ -113,64 +116,71 @@ class Channel:
     async def _round_trip(self) -> pq.abc.PGresult:
         """Sends what waits to be sent, and gives the answer."""
         loop = asyncio.get_running_loop()
-        answer: asyncio.Future[list[pq.abc.PGresult]] = loop.create_future()
-        self._answer = answer
+        answer: asyncio.Future[pq.abc.PGresult] = loop.create_future()
+        self._answer, self._results = answer, []
         # The server's own time limit is shorter: this one is for a server, or a network, that says nothing at all.
         timer = loop.call_later(self._seconds, self._lose, psycopg.OperationalError("the server does not answer"))
         try:
             if self._pgconn.flush():
                 await self._flush(answer)
-            results = await answer
+            result = await answer
         finally:
             timer.cancel()
             self._answer = None
             if not answer.done() or answer.cancelled():
                 # Somebody gave up waiting: what arrives now would be taken for the next statement's answer.
                 self._lose(psycopg.OperationalError("the connection was closed"))
-        result = results[0]
         if result.status == pq.ExecStatus.FATAL_ERROR:
             raise error_from_result(result)
         return result
 
-    async def _flush(self, answer: "asyncio.Future[list[pq.abc.PGresult]]") -> None:
+    async def _flush(self, answer: "asyncio.Future[pq.abc.PGresult]") -> None:
         """Sends the rest of a statement that is larger than the socket's buffer."""
         loop = asyncio.get_running_loop()
         while not answer.done() and self._pgconn.flush():
             writable = loop.create_future()
-            socket = self._pgconn.socket
-            loop.add_writer(socket, _wake, writable)
+            loop.add_writer(self._socket, _wake, writable)
             try:
                 await asyncio.wait({writable, answer}, return_when=asyncio.FIRST_COMPLETED)
             finally:
-                loop.remove_writer(socket)
+                # Lost, it is removed already, and the number may be another's by now.
+                if self._connection is not None:
+                    loop.remove_writer(self._socket)
 
     def _readable(self) -> None:
         """Called by the event loop: the server has sent something, or has gone."""
         assert self._connection is not None  # noqa: S101 - while there is a reader there is a connection
-        pgconn = self._connection.pgconn
+        pgconn, answer, results = self._connection.pgconn, self._answer, self._results
         try:
             pgconn.consume_input()
-            if pgconn.is_busy() or self._answer is None or self._answer.done():
-                return
-            results = []
-            while (result := pgconn.get_result()) is not None:
+            # Asked before each of them: libpq would hold up the loop for one that has not arrived.
+            while not pgconn.is_busy():
+                if answer is None or answer.done():
+                    return
+                result = pgconn.get_result()
+                if result is None:
+                    break
                 results.append(result)
+            else:
+                return
+            if pgconn.status == pq.ConnStatus.BAD:
+                raise psycopg.OperationalError("the connection was lost")  # noqa: TRY301 - as consume_input would
         except psycopg.OperationalError as error:
-            self._lose(error)
-            return
-        if pgconn.status == pq.ConnStatus.BAD:
-            # The last words of a server that stops, such as 57P01, are an answer, too.
-            lost = psycopg.OperationalError("the connection was lost")
-            self._lose(error_from_result(results[0]) if results else lost)
-        elif results:
-            self._answer.set_result(results)
+            # The last words of a server that stops, such as 57P01, say more.
+            said = bool(results) and results[-1].status == pq.ExecStatus.FATAL_ERROR
+            self._lose(error_from_result(results[-1]) if said else error)
+        else:
+            # An error at the commit comes after the rows, and what has failed last has failed.
+            answer.set_result(results[-1])
 
     def _lose(self, error: psycopg.Error) -> None:
         """Drops the connection; a statement that waits for its answer fails."""
         if self._connection is not None:
             connection, self._connection = self._connection, None
-            with contextlib.suppress(psycopg.Error):
-                asyncio.get_running_loop().remove_reader(connection.pgconn.socket)
+            # Also where libpq has closed the socket: the loop would not hear the next one of the same number.
+            loop = asyncio.get_running_loop()
+            loop.remove_reader(self._socket)
+            loop.remove_writer(self._socket)
             connection.pgconn.finish()
         if self._answer is not None and not self._answer.done():
             self._answer.set_exception(error)
