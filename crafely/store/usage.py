@@ -82,6 +82,27 @@ class DailyUsageByUser(Row, frozen=True):
     cost: Decimal
 
 
+class Difference(Row, frozen=True):
+    """A group whose daily sums are not what its records add up to; a side that lacks the group is None."""
+
+    day: date
+    user_id: str
+    provider: str | None
+    model: str | None
+    type: str | None
+    currency: str | None
+    raw_records: int | None
+    daily_records: int | None
+    raw_tokens_in: int | None
+    daily_tokens_in: int | None
+    raw_tokens_out: int | None
+    daily_tokens_out: int | None
+    raw_tokens_total: int | None
+    daily_tokens_total: int | None
+    raw_cost: Decimal | None
+    daily_cost: Decimal | None
+
+
 @sql
 async def record(db: Executor, *, records: msgspec.Raw) -> list[Recorded]:
     """Records usage and adds it to the daily sums, in one transaction.
@@ -153,6 +174,21 @@ async def daily_by_user(db: Executor, *, from_day: date, to_day: date, take: int
 @sql
 async def forget_events(db: Executor, *, older_than: datetime) -> int:
     """Forgets event ids that are older. Gives how many."""
+
+
+@sql
+async def months(db: Executor) -> list[date]:
+    """The months that the daily sums have, oldest first, each as its first day."""
+
+
+@sql
+async def reconcile(
+    db: Executor, *, from_day: date | None, to_day: date | None, user_id: str | None, take: int
+) -> list[Difference]:
+    """Where the daily sums are not what the records add up to, from a day (included) to a day (excluded).
+
+    None stands for the first and last day that either side has, and for all users. Ordered by day and group.
+    """
 
 
 def records(database: Database, *, queue: int) -> Coalescer[bytes, Recorded]:
