@@ -1,7 +1,6 @@
 """Hearing what the database tells: LISTEN, on a connection of its own."""
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import Awaitable, Callable
 
@@ -11,7 +10,7 @@ from crafely.db.channel import Connection
 
 log = logging.getLogger(__name__)
 
-# Seconds of silence after which the server is asked whether it is still there, and how long it may take to say so.
+# Seconds after which the server is asked again whether it is still there, and how long it may take to say so.
 HEARTBEAT = 5.0
 ANSWER = 5.0
 # Seconds before a connection that could not be made is tried again: at first, and at most.
@@ -22,7 +21,8 @@ class Listener:
     """Calls a function for every notification of a channel, and says when it may have missed some.
 
     ``up`` is called when it has begun to listen, ``down`` as soon as it has stopped: what is told between ``down`` and
-    the next ``up`` is not heard, and never told again.
+    the next ``up`` is not heard, and never told again. All three are called by the event loop itself, in the moment in
+    which the socket has something to read: a request that comes later finds what they have done.
     """
 
     def __init__(
@@ -40,60 +40,105 @@ class Listener:
         self._heard = heard
         self._up = up
         self._down = down
+        self._connection: Connection | None = None
+        self._socket = -1
+        # The server has said something since it was asked.
+        self._spoke = asyncio.Event()
+        # What has ended the connection.
+        self._ended: asyncio.Future[Exception]
         self._task: asyncio.Task[None] | None = None
         # How often the connection was lost, for the metrics.
         self.losses = 0
 
     async def open(self) -> None:
         """Starts to listen, and returns when it does. Raises what connecting raises."""
-        connection = await self._listen()
-        self._task = asyncio.create_task(self._run(connection))
+        await self._listen()
+        self._task = asyncio.create_task(self._run())
 
     async def close(self) -> None:
         """Stops."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
+        self._lose(psycopg.OperationalError("closed"))
 
-    async def _listen(self) -> Connection:
+    async def _listen(self) -> None:
         connection = await self._connect()
         try:
+            # Something may be told before the answer to LISTEN has been read.
+            connection.add_notify_handler(lambda told: self._heard(told.payload))
             # An identifier cannot be a parameter; this one is the program's own.
             await connection.execute(f'listen "{self._channel}"'.encode())
         except BaseException:
             await connection.close()
             raise
+        loop = asyncio.get_running_loop()
+        self._ended = loop.create_future()
+        self._connection, self._socket = connection, connection.pgconn.socket
+        loop.add_reader(self._socket, self._readable)
         self._up()
-        return connection
 
-    async def _run(self, connection: Connection) -> None:
+    async def _run(self) -> None:
         while True:
-            try:
-                await self._hear(connection)
-            except (psycopg.Error, OSError, TimeoutError) as error:
-                log.warning("%s is not heard: %s", self._channel, str(error).strip() or type(error).__name__)
-            finally:
-                self._down()
-                # Not close(): a server that says nothing would not answer that either.
-                connection.pgconn.finish()
+            error = await self._watch()
             self.losses += 1
-            connection = await self._again()
+            log.warning("%s is not heard: %s", self._channel, str(error).strip())
+            await self._again()
 
-    async def _hear(self, connection: Connection) -> None:
-        """Hears until the connection is lost."""
+    async def _watch(self) -> Exception:
+        """Waits until the connection is lost, and sees to it that this is noticed."""
         while True:
-            async for notification in connection.notifies(timeout=HEARTBEAT):
-                self._heard(notification.payload)
+            await asyncio.wait({self._ended}, timeout=HEARTBEAT)
+            if self._connection is None:
+                return self._ended.result()
             # A network that has swallowed the connection would be silent for ever.
-            async with asyncio.timeout(ANSWER):
-                await connection.execute(b"select")
+            self._spoke.clear()
+            try:
+                self._connection.pgconn.send_query(b"select")
+                async with asyncio.timeout(ANSWER):
+                    await self._spoke.wait()
+            except TimeoutError:
+                self._lose(psycopg.OperationalError("the server does not answer"))
+            except psycopg.Error as error:
+                self._lose(error)
 
-    async def _again(self) -> Connection:
+    def _readable(self) -> None:
+        """Called by the event loop: the server has sent something, or has gone."""
+        assert self._connection is not None  # noqa: S101 - while there is a reader there is a connection
+        pgconn = self._connection.pgconn
+        self._spoke.set()
+        try:
+            pgconn.consume_input()
+            # The answer to a heartbeat.
+            while not pgconn.is_busy() and pgconn.get_result() is not None:
+                pass
+            while (told := pgconn.notifies()) is not None:
+                self._heard(told.extra.decode())
+        except Exception as error:
+            # Of the server, or of who was told: then he has missed it.
+            self._lose(error)
+
+    def _lose(self, error: Exception) -> None:
+        if self._connection is None:
+            return
+        connection, self._connection = self._connection, None
+        asyncio.get_running_loop().remove_reader(self._socket)
+        # Not close(): a server that says nothing would not answer that either.
+        connection.pgconn.finish()
+        self._down()
+        self._spoke.set()
+        self._ended.set_result(error)
+
+    async def _again(self) -> None:
         pause = _PAUSE
         while True:
-            with contextlib.suppress(psycopg.Error, OSError):
-                connection = await self._listen()
+            try:
+                await self._listen()
+            except Exception as error:
+                # Whatever it is: who listens no more is never told of it, so it is tried for ever.
+                log.debug("%s is still not heard: %s", self._channel, error)
+            else:
                 log.info("%s is heard again", self._channel)
-                return connection
+                return
             await asyncio.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
