@@ -54,8 +54,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     argon2_time_cost: Annotated[int, Meta(ge=1, le=100)] = 1
     argon2_memory_kib: Annotated[int, Meta(ge=8, le=4 * 1024 * 1024)] = 8 * 1024
     argon2_parallelism: Annotated[int, Meta(ge=1, le=64)] = 1
-    # Hashes at once (threads), and how many may wait before a request is told to come back.
-    argon2_threads: Annotated[int, Meta(ge=1, le=64)] = 2
+    # Hashes at once (threads), and how many may wait before a request is told to come back. Half of the processors: the
+    # other half is there for the requests that need no hash.
+    argon2_threads: Annotated[int, Meta(ge=1, le=64)] = max(1, (os.cpu_count() or 2) // 2)
     argon2_queue: Annotated[int, Meta(ge=1, le=100_000)] = 256
 
     # Keys that were verified lately: how many are remembered, and for how many seconds a row is believed at most although
