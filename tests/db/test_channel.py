@@ -291,9 +291,9 @@ def test_the_statement_after_a_lost_connection_gets_its_own_answer(
                 [(before,)] = await run(channel, "select pg_backend_pid()")
                 await harm(channel, superuser)
                 assert channel.lost
-                # The number of the socket is the next one's, whosoever: the loop must have forgotten it.
+                # The number of the socket is the next one's, whosoever: the loop must have forgotten it. (uvloop does not say.)
                 loop = asyncio.get_running_loop()
-                assert (loop.remove_reader(channel._socket), loop.remove_writer(channel._socket)) == (False, False)
+                assert True not in {loop.remove_reader(channel._socket), loop.remove_writer(channel._socket)}
                 end_all(superuser, "crafely app")
                 assert await run(channel, "select $1::integer", number) == [(number,)]
                 assert await run(channel, "select pg_backend_pid()") != [(before,)]
