@@ -9,7 +9,7 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from msgspec import UNSET, Raw
+from msgspec import UNSET, Raw, UnsetType
 
 from crafely.api.bodies import Body, decimal_within, decode, free_json
 from crafely.api.problems import Problem
@@ -38,6 +38,34 @@ def test_any_json_passes_with_its_bytes(value: Any) -> None:
     data = json.dumps({"free": value})
     kept = free_json(decode(data.encode(), _holder).free, "/free")
     assert (None if kept is None else json.loads(bytes(kept))) == value
+
+
+class Flat(Body, kw_only=True, frozen=True):
+    id: str | list[str] = ""
+    kind_of: str | list[str] = ""
+    free: Raw | UnsetType = UNSET
+
+
+_flat = msgspec.json.Decoder(Flat)
+NAMES = st.sampled_from(['"id"', '"kindOf"', '"free"', r'"\u0069d"', ' "id" ', r'"kind\u004ff"'])
+TEXTS = st.sampled_from(['"id"', '"a:{"', '""', '["id","id"]', r'"\""', r'"\\"', '"{}"'])
+FREE = st.sampled_from(['{"id":1}', '{"id":1,"id":2}', '[{"x":1},{"x":1}]', "7", '"id"', "{}"])
+
+
+@given(st.lists(st.tuples(NAMES, TEXTS, FREE), max_size=4))
+def test_the_strict_pass_is_spared_only_where_it_would_find_nothing(members: list[tuple[str, str, str]]) -> None:
+    values = [(name, free if "free" in name else text) for name, text, free in members]
+    data = "{" + ",".join(f"{name}:{value}" for name, value in values) + "}"
+    twice = False
+
+    def look(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        nonlocal twice
+        twice |= len(dict(pairs)) != len(pairs)
+        return dict(pairs)
+
+    json.loads(data, object_pairs_hook=look)
+    with pytest.raises(Problem) if twice else contextlib.nullcontext():
+        decode(data.encode(), _flat)
 
 
 @given(st.binary(max_size=60) | JSON.map(lambda value: json.dumps(value).encode()))
