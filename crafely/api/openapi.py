@@ -216,7 +216,8 @@ def _has_address(route: Route, operation: Operation) -> bool:
 
 
 def _problem_statuses(route: Route, operation: Operation) -> list[int]:
-    statuses = {422, 500, 503}
+    # Any request can be broken HTTP, or carry its credentials twice.
+    statuses = {400, 422, 500, 503}
     if route.permission is not None:
         statuses.add(401)
     if route.permission not in {None, AUTHENTICATED}:
@@ -224,7 +225,7 @@ def _problem_statuses(route: Route, operation: Operation) -> list[int]:
     if operation.parameters:
         statuses.add(404)
     if operation.body is not None:
-        statuses |= {400, 413, 415}
+        statuses |= {413, 415, 417}
     if route.method in {"POST", "PATCH"}:
         statuses.add(409)
     return sorted(statuses)

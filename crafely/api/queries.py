@@ -19,7 +19,7 @@ _BOOLEANS = {"true": True, "false": False}
 _UNSTORABLE = re.compile(r"[\x00\ud800-\udfff]")
 
 
-def reader(kind: type[QueryT]) -> Callable[[web.Request], QueryT]:
+def reader(kind: type[QueryT]) -> Callable[[web.BaseRequest], QueryT]:
     """Make the function that reads a request's query string into a Query.
 
     It raises Problem (422 on the parameter) for an unknown parameter, one that stands twice, and every value that
@@ -30,7 +30,7 @@ def reader(kind: type[QueryT]) -> Callable[[web.Request], QueryT]:
     parsers = {field.encode_name: _parser(field.type) for field in info.fields}
     default = None if any(field.required for field in info.fields) else kind()
 
-    def read(request: web.Request) -> QueryT:
+    def read(request: web.BaseRequest) -> QueryT:
         if default is not None and not request.rel_url.raw_query_string:
             return default
         values: dict[str, Any] = {}

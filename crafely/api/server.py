@@ -1,4 +1,4 @@
-"""The aiohttp application, and serving it with one process. ``workers.py`` serves it with several."""
+"""The server, on aiohttp's low-level one, and serving with one process. ``workers.py`` serves with several."""
 
 import asyncio
 import logging
@@ -9,8 +9,9 @@ import uvloop
 from aiohttp import web
 
 from crafely import signals
-from crafely.api import ROUTES, housekeeping, openapi
-from crafely.api.middleware import middleware
+from crafely.api import ROUTES, housekeeping, openapi, telemetry
+from crafely.api.connection import Runner
+from crafely.api.dispatch import Dispatch
 from crafely.api.services import Services
 from crafely.api.wire import mount
 from crafely.config import Settings
@@ -25,29 +26,31 @@ KEEPALIVE = 75.0
 MAX_HEADER = 16 * 1024
 
 
-def application(settings: Settings, url: str) -> web.Application:
-    """The application on the database at a libpq URL.
+def runner(settings: Settings, url: str) -> Runner:
+    """What serves the route table on the database at a libpq URL.
 
-    It connects when it starts (DatabaseUnavailableError) and does its housekeeping while it runs.
+    It connects when it is set up (DatabaseUnavailableError) and does its housekeeping while it runs.
     """
     services = Services(settings, url, openapi.build(ROUTES))
-    app = web.Application(
-        middlewares=[middleware(settings.request_timeout)],
-        client_max_size=settings.max_body_bytes,
-        logger=log,
-    )
-    mount(app, ROUTES, services)
 
     async def running(_: web.Application) -> AsyncIterator[None]:
         try:
-            await services.database.open()
-            async with housekeeping.running(services):
+            await services.open()
+            async with telemetry.handing_over(), housekeeping.running(services):
                 yield
         finally:
             await services.close()
 
-    app.cleanup_ctx.append(running)
-    return app
+    return Runner(
+        Dispatch(mount(ROUTES, services), services, settings.request_timeout),
+        running,
+        max_body=settings.max_body_bytes,
+        keepalive_timeout=KEEPALIVE,
+        max_line_size=MAX_HEADER,
+        max_field_size=MAX_HEADER,
+        shutdown_timeout=settings.shutdown_grace,
+        lingering_time=2.0,
+    )
 
 
 def serve(settings: Settings, url: str, sock: socket.socket, ready: Callable[[], None]) -> int:
@@ -82,19 +85,6 @@ async def probe(settings: Settings, url: str) -> None:
     """Connects as a serving process will, and leaves again. Raises DatabaseUnavailableError or WrongRoleError."""
     services = Services(settings, url, b"")
     try:
-        await services.database.open()
+        await services.open()
     finally:
         await services.close()
-
-
-def runner(settings: Settings, url: str) -> web.AppRunner:
-    """The application with the limits of its HTTP."""
-    return web.AppRunner(
-        application(settings, url),
-        access_log=None,  # the middleware writes a better one
-        keepalive_timeout=KEEPALIVE,
-        max_line_size=MAX_HEADER,
-        max_field_size=MAX_HEADER,
-        shutdown_timeout=settings.shutdown_grace,
-        lingering_time=2.0,
-    )

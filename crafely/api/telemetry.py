@@ -1,17 +1,22 @@
 """What an operator sees: one JSON line in the log for each request, and the metrics that Prometheus scrapes.
 
+Both are kept in plain Python where requests are served and handed over together: to the log once in each round of the
+event loop, to prometheus-client once a second and before each scrape. One call of its observe() costs more than a
+request's whole way through router and handler. What hand_over has not seen when a process is killed is lost.
+
 Several workers: set PROMETHEUS_MULTIPROC_DIR to an empty folder before this module is imported (prometheus-client reads
 it then), and call mark_dead for each worker that ends.
 """
 
+import asyncio
 import logging
 import os
 import re
 import sys
-from collections.abc import Mapping
-from contextlib import suppress
+from bisect import bisect_left
+from collections.abc import AsyncIterator, Mapping, Sized
+from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -21,6 +26,8 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.multiprocess import mark_process_dead as _mark_dead
 
 from crafely.auth import Caller
+
+log = logging.getLogger(__name__)
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 
@@ -65,35 +72,101 @@ _pool_waiting = Gauge(
     registry=REGISTRY,
     multiprocess_mode="livesum",
 )
-in_flight = Gauge(
+_in_flight = Gauge(
     "crafely_http_requests_in_flight", "Requests being worked on.", registry=REGISTRY, multiprocess_mode="livesum"
 )
 
 
-# Finding the child of some labels costs more than counting: each child is looked up once.
-@lru_cache(maxsize=4096)
-def _request_metrics(method: str, route: str, status: int) -> tuple[Any, Any]:
-    return _requests.labels(method, route, str(status)), _durations.labels(route)
+class _Cell:
+    """Durations that have not been handed over yet."""
+
+    __slots__ = ("counts", "total")
+
+    def __init__(self) -> None:
+        self.counts = [0] * (len(_BUCKETS) + 1)
+        self.total = 0.0
+
+    def move(self, histogram: Histogram, *labels: str) -> int:
+        """Hands them over to a histogram and says how many they were."""
+        count = sum(self.counts)
+        if count:
+            child = histogram.labels(*labels)
+            # prometheus-client has no other way to add many observations at once; a test compares with observe().
+            for value, new in zip(child._buckets, self.counts, strict=True):  # noqa: SLF001
+                if new:
+                    value.inc(new)
+            child._sum.inc(self.total)  # noqa: SLF001
+            self.counts, self.total = [0] * len(self.counts), 0.0
+        return count
 
 
-@lru_cache(maxsize=4096)
-def _statement_metrics(name: str) -> tuple[Any, Any]:
-    return _statements.labels(name), _statement_errors.labels(name)
+class Requests:
+    """Counts requests: those being worked on, which whoever serves keeps in a container, and those answered."""
+
+    def __init__(self) -> None:
+        self.in_flight: Sized = ()
+        self._cells: dict[tuple[str, str, int], _Cell] = {}
+
+    def observe(self, method: str, route: str, status: int, seconds: float) -> None:
+        """Count one answer. Takes the route's template, not the raw path: labels must stay few."""
+        cell = self._cells.get((method, route, status))
+        if cell is None:
+            # Clients may invent methods, and then this branch is taken each time.
+            key = (method if method in _METHODS else "OTHER", route, status)
+            cell = self._cells.setdefault(key, _Cell())
+        cell.counts[bisect_left(_BUCKETS, seconds)] += 1
+        cell.total += seconds
+
+    def hand_over(self) -> None:
+        """Give all to prometheus-client."""
+        _in_flight.set(len(self.in_flight))
+        for (method, route, status), cell in self._cells.items():
+            if count := cell.move(_durations, route):
+                _requests.labels(method, route, str(status)).inc(count)
 
 
-def observe_request(method: str, route: str, status: int, seconds: float) -> None:
-    """Count one answer. Takes the route's template, not the raw path: labels must stay few."""
-    requests, durations = _request_metrics(method if method in _METHODS else "OTHER", route, status)
-    requests.inc()
-    durations.observe(seconds)
+requests = Requests()
+_statement_cells: dict[str, _Cell] = {}
 
 
 def observe_statement(name: str, seconds: float, failed: bool = False) -> None:
     """Count one SQL statement by its file (``threads/list_for_agent``): its seconds, and whether it failed."""
-    durations, errors = _statement_metrics(name)
-    durations.observe(seconds)
+    cell = _statement_cells.get(name)
+    if cell is None:
+        cell = _statement_cells[name] = _Cell()
+    cell.counts[bisect_left(_BUCKETS, seconds)] += 1
+    cell.total += seconds
     if failed:
-        errors.inc()
+        _statement_errors.labels(name).inc()
+
+
+def hand_over() -> None:
+    """Write the log lines and count the requests and statements that wait for it."""
+    _output.flush()
+    requests.hand_over()
+    for name, cell in _statement_cells.items():
+        cell.move(_statements, name)
+
+
+@asynccontextmanager
+async def handing_over() -> AsyncIterator[None]:
+    """Hand over once a second, and at the end: workers are scraped through files, by whichever is asked."""
+
+    async def repeat() -> None:
+        while True:
+            try:
+                hand_over()
+            except Exception:
+                # A full disk, for example: serving goes on, and what was counted waits.
+                log.exception("metrics and access lines were not handed over")
+            await asyncio.sleep(1)
+
+    task = asyncio.create_task(repeat(), name="hand_over")
+    try:
+        yield
+    finally:
+        task.cancel()
+        hand_over()
 
 
 def observe_pool(name: str, stats: Mapping[str, int]) -> None:
@@ -106,6 +179,7 @@ def observe_pool(name: str, stats: Mapping[str, int]) -> None:
 
 def metrics() -> bytes:
     """Give the metrics in Prometheus's text format (CONTENT_TYPE), of all workers where there are several."""
+    hand_over()
     if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
         return generate_latest(REGISTRY)
     registry = CollectorRegistry()
@@ -150,7 +224,8 @@ class JsonFormatter(logging.Formatter):
         return _encode(entry).decode(errors="replace")
 
 
-_encode = msgspec.json.Encoder(enc_hook=str).encode
+_encoder = msgspec.json.Encoder(enc_hook=str)
+_encode = _encoder.encode
 _access = logging.getLogger("crafely.access")
 
 
@@ -171,9 +246,24 @@ class _Access(msgspec.Struct, rename="camel"):
 
 
 class _Output:
-    """Where access lines go: the stream that configure_logging was given."""
+    """Where access lines go: the stream that configure_logging was given. One write for all of a round of the loop."""
 
-    stream: TextIO | None = None
+    def __init__(self) -> None:
+        self.stream: TextIO | None = None
+        self.lines: list[_Access] = []
+        self.now = datetime.now(UTC)
+
+    def begin(self) -> None:
+        self.now = datetime.now(UTC)
+        asyncio.get_running_loop().call_soon(self.flush)
+
+    def flush(self) -> None:
+        lines, self.lines = self.lines, []
+        if lines and self.stream is not None:
+            self.stream.write(_encoder.encode_lines(lines).decode())
+
+
+_output = _Output()
 
 
 def log_request(request_id: str, method: str, route: str, status: int, seconds: float, caller: Caller | None) -> None:
@@ -181,18 +271,22 @@ def log_request(request_id: str, method: str, route: str, status: int, seconds: 
 
     It goes past logging's own records: they cost more than the rest of a request's bookkeeping together.
     """
-    if _Output.stream is None or not _access.isEnabledFor(logging.INFO):
+    if _output.stream is None or not _access.isEnabledFor(logging.INFO):
         return
     user_id, key_id = (caller.user_id, caller.api_key_id) if caller is not None else (None, None)
-    now, ms = datetime.now(UTC), round(seconds * 1000, 3)
-    line = _Access(now, "info", _access.name, "request", request_id, method, route, status, ms, user_id, key_id)
-    _Output.stream.write(f"{_encode(line).decode()}\n")
+    if not _output.lines:
+        _output.begin()
+    # round() would take longer than all the rest of this function.
+    ms = int(seconds * 1e6) / 1e3
+    line = _Access(_output.now, "info", _access.name, "request", request_id, method, route, status, ms, user_id, key_id)
+    _output.lines.append(line)
 
 
 def configure_logging(level: str = "info", stream: TextIO | None = None) -> None:
     """Send every log record of the process as JSON lines to a stream (None: standard error), from a level on."""
-    _Output.stream = stream or sys.stderr
-    handler = logging.StreamHandler(_Output.stream)
+    _output.flush()
+    _output.stream = stream or sys.stderr
+    handler = logging.StreamHandler(_output.stream)
     handler.setFormatter(JsonFormatter())
     root = logging.getLogger()
     root.handlers[:] = [handler]

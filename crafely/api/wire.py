@@ -10,13 +10,15 @@ Query), ``body`` (a Body or a list of them). The answer's type is the return ann
 import inspect
 import re
 import typing
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Sequence
 from decimal import Decimal
 from typing import Any, NamedTuple, Protocol
 
 import msgspec
-from aiohttp import web
+from aiohttp import HttpVersion11, hdrs, web
+from multidict import CIMultiDictProxy
 
+from crafely.api.answer import JSON, Answer
 from crafely.api.bodies import (
     Body,
     FreeArray,
@@ -31,6 +33,7 @@ from crafely.api.bodies import (
 from crafely.api.pages import ListQuery, Page, Query, decode_cursor, encode_cursor, page, position
 from crafely.api.problems import FieldError, Problem, found, invalid
 from crafely.api.queries import reader
+from crafely.api.router import Router
 from crafely.auth import Caller
 from crafely.auth.permissions import allows
 
@@ -67,10 +70,6 @@ __all__ = [
     "signature",
 ]
 
-# What the middleware and the handlers tell each other.
-REQUEST_ID_KEY = web.RequestKey("request_id", str)
-CALLER_KEY = web.RequestKey("caller", Caller)
-
 Handler = Callable[..., Awaitable[Any]]
 
 # A route's permission where any authenticated caller is welcome.
@@ -79,6 +78,9 @@ AUTHENTICATED = ""
 
 class Services(Protocol):
     """What this module needs of the process. The application's own object has more, and handlers see all of it."""
+
+    def known(self, token: str) -> Caller | None:
+        """Give the caller of a token that has just been authenticated; None says only that one has to ask."""
 
     async def authenticate(self, token: str) -> Caller:
         """Give the caller behind a bearer token or an API key. Raises what problems.from_exception knows."""
@@ -102,19 +104,21 @@ class Route(msgspec.Struct, frozen=True):
 class Call:
     """One request as a handler sees it.
 
-    ``caller`` is not set on public routes. ``headers`` go out with the answer if it succeeds. ``services`` is what the
-    application was built with.
+    ``caller`` is None on public routes, which its annotation spares all others. ``headers`` go out with the answer if
+    it succeeds. ``services`` is what the application was built with. ``values`` are those of the path's parameters.
     """
 
-    __slots__ = ("caller", "headers", "request", "request_id", "services")
+    __slots__ = ("caller", "headers", "request", "request_id", "services", "values")
 
     caller: Caller
 
-    def __init__(self, request: web.Request, services: Any) -> None:
+    def __init__(self, request: web.BaseRequest, request_id: str, services: Any) -> None:
+        self.caller = None  # type: ignore[assignment]  # see above
         self.request = request
-        self.request_id: str = request[REQUEST_ID_KEY]
+        self.request_id = request_id
         self.services = services
         self.headers: dict[str, str] = {}
+        self.values: Sequence[str] = ()
 
 
 class Operation(NamedTuple):
@@ -134,9 +138,6 @@ MAX_PARAMETER = 255
 
 _PARAMETER = re.compile(r"{(\w+)}")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
-_JSON = "application/json"
-# What every answer carries. Nothing here may be kept by a cache or guessed to be of another type.
-HEADERS = {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-store", "Server": "crafely"}
 
 
 def _plain(value: Any) -> str:
@@ -173,7 +174,7 @@ def signature(route: Route) -> Operation:
     query = hints.get("query")
     if query is not None and not (isinstance(query, type) and issubclass(query, Query)):
         raise TypeError(f"{where}: query is a subclass of Query; got {query}")
-    if route.media_type != _JSON and hints["return"] is not bytes:
+    if route.media_type != JSON and hints["return"] is not bytes:
         raise TypeError(f"{where}: an answer that is {route.media_type} is bytes; got {hints['return']}")
     noun = handler.__module__.rpartition(".")[2]
     # list_ is a handler that leaves Python's own list alone.
@@ -182,83 +183,123 @@ def signature(route: Route) -> Operation:
     )
 
 
-def bind(route: Route, services: Services) -> Callable[[web.Request], Awaitable[web.Response]]:
-    """Make the aiohttp handler of a route: authenticate, read what the signature asks for, call, answer.
+def bind(route: Route, services: Services) -> Callable[[Call], Awaitable[Answer]]:
+    """Make what answers the calls of a route: authenticate, read what the signature asks for, ask the handler, encode.
 
     Raises TypeError as signature() does.
     """
     operation = signature(route)
     read_query = reader(operation.query) if operation.query is not None else None
     decoder = msgspec.json.Decoder(operation.body) if operation.body is not None else None
-    template = {**HEADERS, "Content-Type": route.media_type}
     raw = operation.answer is bytes
-    handler, permission, parameters, status = route.handler, route.permission, operation.parameters, route.status
+    handler, permission, parameters = route.handler, route.permission, operation.parameters
+    status, media_type = route.status, route.media_type
 
-    async def serve(request: web.Request) -> web.Response:
-        call = Call(request, services)
+    async def serve(call: Call) -> Answer:
+        request = call.request
+        headers = request.headers
         if permission is not None:
-            caller = call.caller = request[CALLER_KEY] = await services.authenticate(token(request.headers))
+            credentials = token(headers)
+            caller = services.known(credentials)
+            if caller is None:
+                caller = await services.authenticate(credentials)
+            call.caller = caller
             if permission != AUTHENTICATED and not allows(caller.permissions, permission):
                 raise Problem("insufficient_permissions", f"This takes the permission {permission}.")
-        arguments: dict[str, Any] = {name: _parameter(request, name) for name in parameters}
+        arguments: dict[str, Any] = {}
+        if parameters:
+            arguments = {name: _parameter(name, value) for name, value in zip(parameters, call.values, strict=True)}
         if read_query is not None:
             arguments["query"] = read_query(request)
-        elif request.rel_url.raw_query_string:
+        elif "?" in request.raw_path and request.rel_url.raw_query_string:
             name = next(iter(request.query), "")
             raise invalid("no such parameter; this operation takes none", parameter=name[:64])
         if decoder is not None:
-            arguments["body"] = decode(await _body(request), decoder)
+            body = _small_body(request, headers)
+            arguments["body"] = decode(body if body is not None else await request.read(), decoder)
         result = await handler(call, **arguments)
         if result is None:
-            return web.Response(status=204, headers={**HEADERS, **call.headers})
-        body = result if raw else encode(result)
-        return web.Response(body=body, status=status, headers={**template, **call.headers})
+            return Answer(204, None, headers=call.headers)
+        return Answer(status, result if raw else encode(result), media_type, call.headers)
 
     return serve
 
 
-def mount(app: web.Application, routes: list[Route], services: Services) -> None:
-    """Add every route to the application; HEAD is answered wherever GET is. Raises TypeError as signature() does."""
+def mount(routes: Sequence[Route], services: Services) -> Router:
+    """Make the router of a route table. Raises TypeError as signature() does."""
+    router = Router()
     for route in routes:
-        serve = bind(route, services)
-        resource = app.router.add_resource(route.path)
-        resource.add_route(route.method, serve)
-        if route.method == "GET":
-            resource.add_route("HEAD", serve)
+        router.add(route.method, route.path, bind(route, services))
+    return router
 
 
-def token(headers: Mapping[str, str]) -> str:
-    """Give the credentials of a request: Authorization: Bearer, else X-API-Key. Raises Problem (401)."""
-    authorization = headers.get("Authorization")
-    if authorization is None:
-        key = headers.get("X-API-Key", "").strip()
-    else:
-        scheme, _, key = authorization.partition(" ")
-        key = key.strip()
-        if scheme.lower() != "bearer":
+def token(headers: CIMultiDictProxy[str]) -> str:
+    """Give the credentials of a request: Authorization: Bearer, else X-API-Key.
+
+    Raises Problem: 401 without them, 400 where the header stands twice, for whoever stands in front of this server
+    might have looked at the other one.
+    """
+    given = headers.getall(hdrs.AUTHORIZATION, None)
+    if given is not None:
+        scheme, _, key = given[0].partition(" ")
+        if scheme.lower() != "bearer" and len(given) == 1:
             raise Problem("unauthenticated", "The Authorization header is not of the scheme Bearer.")
+    else:
+        given = headers.getall("X-API-Key", [""])
+        key = given[0]
+    if len(given) > 1:
+        raise Problem("bad_request", "The header with the credentials stands more than once.")
+    key = key.strip()
     if not key:
         raise Problem("unauthenticated")
     return key
 
 
-def _parameter(request: web.Request, name: str) -> str:
-    value = request.match_info[name]
+def _parameter(name: str, value: str) -> str:
     if len(value) > MAX_PARAMETER or _CONTROL.search(value):
         raise invalid(f"expected at most {MAX_PARAMETER} characters, none of them a control character", parameter=name)
     return value
 
 
-async def _body(request: web.Request) -> bytes:
-    headers = request.headers
-    if not request.can_read_body:
+def _small_body(request: web.BaseRequest, headers: CIMultiDictProxy[str]) -> bytes | None:
+    """Give the body if all of it came along with the head, as small ones do; None: it may be waited for.
+
+    Raises Problem where no other body than the one announced would help.
+    """
+    content = request.content
+    if content.at_eof():
         raise Problem("missing_body")
-    media_type, _, charset = headers.get("Content-Type", "").partition(";")
-    charset = charset.strip().lower().replace('"', "")
-    if media_type.strip().lower() != _JSON or charset not in {"", "charset=utf-8"}:
+    given = headers.get(hdrs.CONTENT_TYPE, "")
+    if given != JSON:
+        media_type, _, charset = given.partition(";")
+        charset = charset.strip().lower().replace('"', "")
+        if media_type.strip().lower() != JSON or charset not in {"", "charset=utf-8"}:
+            raise Problem("unsupported_media_type")
+    # Nothing has unpacked it: the server leaves a body as it was sent.
+    if hdrs.CONTENT_ENCODING in headers and headers[hdrs.CONTENT_ENCODING].lower() != "identity":
         raise Problem("unsupported_media_type")
-    if headers.get("Content-Encoding", "identity").lower() != "identity":
-        raise Problem("unsupported_media_type")
-    if (request.content_length or 0) > request.client_max_size:
-        raise Problem("too_large", f"The body may have {request.client_max_size} bytes.")
-    return await request.read()
+    if hdrs.EXPECT in headers and request.version == HttpVersion11:
+        _encourage(request)
+    if not content.is_eof():
+        if int(headers.get(hdrs.CONTENT_LENGTH, 0)) > request.client_max_size:
+            raise _too_large(request)
+        return None
+    body = content.read_nowait()
+    if len(body) > request.client_max_size:
+        raise _too_large(request)
+    return body
+
+
+def _too_large(request: web.BaseRequest) -> Problem:
+    return Problem("too_large", f"The body may have {request.client_max_size} bytes.")
+
+
+def _encourage(request: web.BaseRequest) -> None:
+    """Tell a client that waits for it to send its body, after everything that could speak against it."""
+    if request.headers[hdrs.EXPECT].lower() != "100-continue":
+        raise Problem("expectation_failed")
+    if int(request.headers.get(hdrs.CONTENT_LENGTH, 0)) > request.client_max_size:
+        raise _too_large(request)
+    transport = request.transport
+    if transport is not None and not request.content.is_eof():
+        transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")

@@ -18,7 +18,8 @@ from gunicorn.glogging import Logger
 
 from crafely.api import server, telemetry
 from crafely.config import Settings
-from crafely.db.session import DatabaseUnavailableError, WrongRoleError
+from crafely.db.query import WrongRoleError
+from crafely.db.session import DatabaseUnavailableError
 
 log = logging.getLogger(__name__)
 

@@ -9,10 +9,12 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 from aiohttp import web
-from aiohttp.test_utils import TestClient, TestServer
+from aiohttp.test_utils import BaseTestServer, TestClient
 from msgspec import UNSET, Meta, UnsetType
 
-from crafely.api.middleware import middleware
+from crafely.api.connection import Runner
+from crafely.api.dispatch import Dispatch
+from crafely.api.router import Router
 from crafely.api.wire import (
     AUTHENTICATED,
     Body,
@@ -31,10 +33,11 @@ from crafely.api.wire import (
     position,
 )
 
-Client = TestClient[web.Request, web.Application]
+Client = TestClient[web.BaseRequest, None]
 Text = Annotated[str, Meta(min_length=1, max_length=10)]
 NOW = datetime(2025, 1, 31, 12, 0, tzinfo=UTC)
 AUTH = {"Authorization": "Bearer reader-writer"}
+NOBODY = Caller(user_id="user_2", permissions=frozenset(), session_id="sess_1")
 
 
 class Part(Body, kw_only=True, frozen=True):
@@ -125,20 +128,36 @@ ROUTES = [
 
 
 class Services:
+    def known(self, token: str) -> Caller | None:
+        return NOBODY if token == "nobody" else None
+
     async def authenticate(self, token: str) -> Caller:
-        if token == "nobody":
-            return Caller(user_id="user_2", permissions=frozenset(), session_id="sess_1")
         if token != "reader-writer":
             raise Problem("invalid_token")
         return Caller(user_id="user_1", permissions=frozenset({"things:read", "things:write"}), api_key_id="key_1")
 
 
+class _Served(BaseTestServer):
+    def __init__(self, runner: Runner) -> None:
+        super().__init__()
+        self._own = runner
+
+    async def _make_runner(self, **_: Any) -> Runner:
+        return self._own
+
+
+async def _nothing_to_open(_: web.Application) -> AsyncIterator[None]:
+    yield
+
+
 @asynccontextmanager
-async def serving() -> AsyncIterator[Client]:
-    """A client of the table, served on a socket of its own. Bodies may have 4096 bytes."""
-    app = web.Application(middlewares=[middleware(30)], client_max_size=4096)
-    mount(app, ROUTES, Services())
-    async with TestClient(TestServer(app)) as client:
+async def serving(router: Router | None = None, seconds: float = 30, **limits: Any) -> AsyncIterator[Client]:
+    """A client of the table or of another router, served on a socket of its own. Bodies may have 4096 bytes."""
+    services = Services()
+    dispatch = Dispatch(router or mount(ROUTES, services), services, seconds)
+    runner = Runner(dispatch, _nothing_to_open, max_body=4096, shutdown_timeout=1, **limits)
+    client: Client = TestClient(_Served(runner))
+    async with client:
         yield client
 
 

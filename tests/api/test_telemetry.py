@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from prometheus_client import Histogram
 
 from crafely.api import telemetry
 
@@ -49,15 +50,36 @@ def test_statements_and_pools_show() -> None:
     assert 'crafely_pool_waiting{pool="of_telemetry"} 2.0' in text
 
 
+def test_what_is_handed_over_is_what_observe_would_have_counted() -> None:
+    seconds = [0, 0.0001, 0.0005, 0.00051, 0.001, 0.3, 30, 31, 1e9]
+    histogram = Histogram("plain", "", buckets=telemetry._BUCKETS, registry=None)
+    for one in seconds:
+        histogram.observe(one)
+        telemetry.requests.observe("GET", "/compared", 200, one)
+        telemetry.observe_statement("tests/compared", one)
+
+    def samples(family: Histogram, *labels: str) -> list[tuple[str, dict[str, str], float]]:
+        child = family.labels(*labels) if labels else family
+        return [(one.name, dict(one.labels), one.value) for one in child._child_samples() if one.name != "_created"]
+
+    for _ in range(2):
+        # The second time there is nothing left to hand over.
+        telemetry.hand_over()
+        assert samples(telemetry._durations, "/compared") == samples(histogram)
+        assert samples(telemetry._statements, "tests/compared") == samples(histogram)
+    assert 'route="/compared",status="200"} 9.0' in telemetry.metrics().decode()
+
+
 _WORKER = """
 import os, sys
 from crafely.api import telemetry
-telemetry.observe_request("GET", "/x", 200, 0.001)
-telemetry.in_flight.inc()
+telemetry.requests.observe("GET", "/x", 200, 0.001)
+telemetry.requests.in_flight = ["one"]
 if len(sys.argv) > 1:
     telemetry.mark_dead(int(sys.argv[1]))
     sys.stdout.write(telemetry.metrics().decode())
 else:
+    telemetry.hand_over()
     print(os.getpid())
 """
 

@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import tempfile
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -51,6 +52,12 @@ def counted(serving: Serving) -> float:
     return sum(map(float, counts))
 
 
+def settled(serving: Serving) -> float:
+    """The same, when every worker has handed over what it had counted."""
+    time.sleep(2.5)
+    return counted(serving)
+
+
 def who_counted(folder: Path) -> set[str]:
     """The pids that have answered ROUTE, from the files that they keep their counters in."""
     return {
@@ -77,20 +84,22 @@ def test_all_work_and_metrics_add_them_up(three: Serving, metrics: Path) -> None
         return len(who_counted(metrics)) > 1
 
     until(spread, "a second worker to answer")
-    assert counted(three) == asked
+    # The others hand over what they counted once a second.
+    until(lambda: counted(three) == asked, "all to be counted")
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_a_worker_that_ends_is_replaced_and_takes_nothing_along(
     three: Serving, metrics: Path, number: signal.Signals
 ) -> None:
-    before, asked = workers(three), counted(three)
+    asked = settled(three)
+    before = workers(three)
     victim = min(before)
     os.kill(victim, number)
     until(lambda: victim not in workers(three) and len(workers(three)) == 3, "another worker")
     assert before - {victim} < workers(three)
     ask(three, times=60)
-    assert counted(three) == asked + 60
+    until(lambda: counted(three) == asked + 60, "all to be counted")
     # Of gauges only those of the living count: a pool of a dead worker has no connections.
     assert not list(metrics.glob(f"crafely-metrics-*/gauge_live*_{victim}.db"))
 
@@ -98,6 +107,8 @@ def test_a_worker_that_ends_is_replaced_and_takes_nothing_along(
 def test_logs_are_json_lines(three: Serving) -> None:
     said = len(three.err)
     ask(three, times=10)
+    # An answer goes out a moment before its line.
+    until(lambda: three.err.count("\n", said) == 10, "ten lines")
     routes = [json.loads(line)["route"] for line in three.err[said:].splitlines()]
     assert routes == ["/v1/me"] * 10
     for line in three.err.splitlines():

@@ -9,63 +9,65 @@ from typing import Any
 
 import psycopg
 import pytest
-from aiohttp import web
-from aiohttp.test_utils import TestClient, TestServer
 from prometheus_client.parser import text_string_to_metric_families
 
 from crafely.api import telemetry
-from crafely.api.middleware import _Deadlines, middleware
-from crafely.api.wire import CALLER_KEY
+from crafely.api.answer import Answer
+from crafely.api.router import Router
+from crafely.api.wire import Call
 from crafely.auth import Caller
+from tests.api.demo import Client, serving
 
-Client = TestClient[web.Request, web.Application]
 TOKEN = "crf_live_0123456789abcdef_0123456789abcdef0123456789abcdef012345"
+left = asyncio.Event()
 
 
-async def fine(request: web.Request) -> web.Response:
-    request[CALLER_KEY] = Caller(user_id="user_1", permissions=frozenset(), api_key_id="key_1")
-    return web.Response(text=request.match_info["id"])
+async def fine(call: Call) -> Answer:
+    call.caller = Caller(user_id="user_1", permissions=frozenset(), api_key_id="key_1")
+    return Answer(200, call.values[0].encode(), "text/plain")
 
 
-async def broken(request: web.Request) -> web.Response:
+async def broken(call: Call) -> Answer:
     raise RuntimeError(f"the secret {TOKEN} of row 7")
 
 
-async def slow(request: web.Request) -> web.Response:
+async def slow(call: Call) -> Answer:
     try:
         await asyncio.sleep(60)
     finally:
-        request.app[LEFT].set()
+        left.set()
     raise AssertionError("the time limit did not come")
 
 
-async def stubborn(request: web.Request) -> web.Response:
+async def stubborn(call: Call) -> Answer:
     try:
         await asyncio.sleep(60)
     except asyncio.CancelledError:
-        return web.Response(text="done all the same")
+        return Answer(200, b"done all the same", "text/plain")
     raise AssertionError("the time limit did not come")
 
 
-async def patient(request: web.Request) -> web.Response:
+async def patient(call: Call) -> Answer:
     raise TimeoutError
 
 
-async def disconnected(request: web.Request) -> web.Response:
+async def disconnected(call: Call) -> Answer:
     raise psycopg.OperationalError("connection to server at 10.0.0.7 failed")
 
 
-LEFT = web.AppKey("left", asyncio.Event)
+async def reading(call: Call) -> Answer:
+    return Answer(200, await call.request.read())
 
 
 @pytest.fixture
 async def client() -> AsyncIterator[Client]:
-    app = web.Application(middlewares=[middleware(0.2)])
-    app[LEFT] = asyncio.Event()
-    app.router.add_get("/fine/{id}", fine)
+    router = Router()
+    router.add("GET", "/fine/{id}", fine)
     for handler in (broken, slow, stubborn, patient, disconnected):
-        app.router.add_get(f"/{handler.__name__}", handler)
-    async with TestClient(TestServer(app)) as client:
+        router.add("GET", f"/{handler.__name__}", handler)
+    router.add("POST", "/reading", reading)
+    left.clear()
+    async with serving(router, seconds=0.2) as client:
         yield client
 
 
@@ -155,24 +157,32 @@ async def test_a_lost_database_is_503_and_its_address_stays_in_the_log(client: C
 async def test_the_time_limit_cancels_the_handler(client: Client) -> None:
     reply = await client.get("/slow")
     assert (reply.status, (await reply.json(content_type=None))["code"]) == (503, "timeout")
-    assert client.server is not None
-    assert client.app is not None
-    assert client.app[LEFT].is_set()
+    assert left.is_set()
 
 
 async def test_a_handler_that_ends_in_spite_of_its_limit_is_heard(client: Client) -> None:
     assert await (await client.get("/stubborn")).text() == "done all the same"
 
 
-async def test_nothing_is_left_of_the_cancellation() -> None:
-    # What comes after the handler in the same task must be able to wait.
-    deadlines = _Deadlines(0.05)
-    task = deadlines.begin()
-    with pytest.raises(asyncio.CancelledError):
-        await asyncio.sleep(60)
-    assert task in deadlines.passed
-    deadlines.end(task)
-    assert (task.cancelling(), deadlines.passed) == (0, set())
+async def test_nothing_is_left_of_the_cancellation(client: Client) -> None:
+    # The connection goes on: what comes next on it is answered, and can wait.
+    reader, writer = await asyncio.open_connection("127.0.0.1", client.port)
+    for path in (b"/slow", b"/slow", b"/fine/1"):
+        writer.write(b"GET %s HTTP/1.1\r\nHost: x\r\n\r\n" % path)
+        head = await reader.readuntil(b"\r\n\r\n")
+        length = int(head.partition(b"Content-Length: ")[2].split()[0])
+        await reader.readexactly(length)
+        assert head.split()[1] == (b"200" if path == b"/fine/1" else b"503")
+        assert b"Connection" not in head
+    writer.close()
+    await writer.wait_closed()
+
+
+async def test_deadlines_forget_what_has_ended(client: Client) -> None:
+    await client.get("/slow")
+    await client.get("/fine/1")
+    assert isinstance(telemetry.requests.in_flight, dict)
+    assert not telemetry.requests.in_flight
 
 
 async def test_many_requests_share_one_limit_each_from_its_own_start(client: Client) -> None:
@@ -200,3 +210,33 @@ async def test_labels_stay_few_whatever_clients_send(client: Client) -> None:
     for n in range(3):
         await client.request("PROPFIND", f"/nowhere/{n}")
     assert sample("crafely_http_requests_total", **labels) == before + 3
+
+
+async def test_a_client_that_leaves_amid_its_body_is_no_failure_of_ours(client: Client, log: io.StringIO) -> None:
+    _, writer = await asyncio.open_connection("127.0.0.1", client.port)
+    writer.write(b"POST /reading HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nhalf of")
+    await writer.drain()
+    await asyncio.sleep(0.05)
+    writer.close()
+    await writer.wait_closed()
+    for _ in range(500):
+        if lines(log):
+            break
+        await asyncio.sleep(0.01)
+    [line] = lines(log)
+    assert (line["logger"], line["status"]) == ("crafely.access", 499)
+
+
+async def test_what_is_not_http_is_a_problem_and_one_line_in_the_log(client: Client, log: io.StringIO) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", client.port)
+    writer.write(b"GET /fine/1 HTTP/1.1\r\nHost: x\r\nBad Header: x\r\n\r\n")
+    head, _, body = (await reader.read()).partition(b"\r\n\r\n")
+    writer.close()
+    await writer.wait_closed()
+    problem = json.loads(body)
+    assert (problem["status"], problem["code"]) == (400, "bad_request")
+    assert f"X-Request-Id: {problem['requestId']}\r\n".encode() in head
+    assert b"Content-Type: application/problem+json\r\n" in head
+    assert b"Connection: close" in head
+    [line] = lines(log)
+    assert (line["level"], line["status"], line["requestId"]) == ("info", 400, problem["requestId"])
