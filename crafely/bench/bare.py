@@ -116,13 +116,13 @@ async def _serve_usage(setup: UsageSetup) -> None:
 
 
 def main() -> None:
-    """``verify EXAMPLE`` or ``usage SETUP``, both JSON."""
-    kind, argument = sys.argv[1:]
+    """``verify`` or ``usage``; reads its example, or its setup, from standard input."""
+    told = sys.stdin.buffer.read()
     try:
-        if kind == "verify":
-            uvloop.run(serve("/v1/api-keys/verify", verify(argument.encode())))
+        if sys.argv[1] == "verify":
+            uvloop.run(serve("/v1/api-keys/verify", verify(told)))
         else:
-            uvloop.run(_serve_usage(msgspec.json.decode(argument, type=UsageSetup)))
+            uvloop.run(_serve_usage(msgspec.json.decode(told, type=UsageSetup)))
     except KeyboardInterrupt:
         return
 

@@ -4,7 +4,6 @@ Each size has a database of its own with as many records of usage as keys; a sin
 call touches is counted by PostgreSQL itself (explain), how long it takes by the client, on one connection.
 """
 
-import asyncio
 import random
 import statistics
 import time
@@ -15,6 +14,7 @@ from typing import Any
 
 import msgspec
 import psycopg
+import uvloop
 from rich.progress import Progress
 
 from crafely.bench import BenchError, statement
@@ -82,28 +82,22 @@ CALLS = (
 )
 
 
-async def bench(place: Place, settings: Settings, options: Options, progress: Progress) -> Report:
+def bench(place: Place, settings: Settings, options: Options, progress: Progress) -> Report:
     """Seeds what is missing, which may take minutes the first time, and measures all sizes in turn."""
     if options.smallest < USAGE_PER_USER or options.largest < options.smallest:
         raise BenchError(f"the smallest table has at least {USAGE_PER_USER} rows, and the largest no fewer")
     seeds: dict[int, tuple[str, Seed]] = {}
     for rows in options.sizes:
-        url = place.database(f"crafely_bench_{rows}")
-        found = await asyncio.to_thread(seed, url, settings, progress, keys=rows, usage_records=rows)
+        url = place.database(str(rows))
+        found = seed(url, settings, progress, keys=rows, usage_records=rows)
         seeds[rows] = url, found
-    circumstances = facts(place.url, {"largest": options.sizes[-1]})
-    async with AsyncExitStack() as stack:
-        sides, about = [], []
-        for rows, (url, found) in seeds.items():
-            database = Database(url, size=2, pool_timeout=30, statement_timeout=settings.statement_timeout)
-            await database.open()
-            stack.push_async_callback(database.close)
-            for call in CALLS:
-                sides.append(await _side(stack, database, call, found, rows))
-                about.append((call, rows, await asyncio.to_thread(_pages, url, call, found)))
-        measured = await interleave(sides, options.plan, progress)
+    circumstances = facts(place.url, {"api_keys and usage, at most": options.largest})
+    pages = [_pages(url, call, found) for url, found in seeds.values() for call in CALLS]
+    measured = uvloop.run(_measure(seeds, settings, options.plan, progress))
+    about = [(call.name, rows) for rows in seeds for call in CALLS]
     grown = [
-        Growth(call.name, rows, pages, _median(one)) for (call, rows, pages), one in zip(about, measured, strict=True)
+        Growth(name, rows, touched, _median(one))
+        for (name, rows), touched, one in zip(about, pages, measured, strict=True)
     ]
     return Report(
         command="growth",
@@ -114,6 +108,19 @@ async def bench(place: Place, settings: Settings, options: Options, progress: Pr
         bounds=_bounds([one for one in grown if one.statement == LOOKUP]),
         notes=[f"As many keys as records of usage, {USAGE_PER_USER:,} records to a user, whatever the size."],
     )
+
+
+async def _measure(
+    seeds: dict[int, tuple[str, Seed]], settings: Settings, plan: Plan, progress: Progress
+) -> list[Measured]:
+    async with AsyncExitStack() as stack:
+        sides = []
+        for rows, (url, found) in seeds.items():
+            database = Database(url, size=2, pool_timeout=30, statement_timeout=settings.statement_timeout)
+            await database.open()
+            stack.push_async_callback(database.close)
+            sides += [await _side(stack, database, call, found, rows) for call in CALLS]
+        return await interleave(sides, plan, progress)
 
 
 def _bounds(lookups: list[Growth]) -> list[Bound]:

@@ -112,6 +112,9 @@ def answer_size(data: bytes) -> int | None:
     if header < 0:
         return None
     at = data.find(b"Content-Length: ", 0, header)
+    if at < 0:
+        # As other servers may write it; without one there is no body.
+        at = data[:header].lower().find(b"content-length: ")
     return header + 4 + (int(data[at + 16 : data.index(b"\r", at)]) if at >= 0 else 0)
 
 

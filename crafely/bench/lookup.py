@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import uvloop
 from psycopg.conninfo import conninfo_to_dict
 from rich.progress import Progress
 
 from crafely.bench import BenchError, pgbench
 from crafely.bench.place import Place
 from crafely.bench.report import Bound, Ratio, Report, SideResult, facts, results
-from crafely.bench.rounds import Plan, Sample, Side, interleave
+from crafely.bench.rounds import Measured, Plan, Sample, Side, interleave
 from crafely.bench.seed import key_id, seed
 from crafely.config import Settings
 from crafely.db.query import statements
@@ -40,7 +41,7 @@ QUEUE = 1000
 # How unequal keys are: the first is asked for 2^1.07 times as often as the second.
 ZIPF = 1.07
 # Keys drawn beforehand, so that drawing costs a caller nothing.
-DRAWN = 200_000
+DRAWN = 500_000
 # Of ten answers one is timed, as in pgbench's log.
 TIMED = 10
 
@@ -59,11 +60,20 @@ class Options(msgspec.Struct, frozen=True):
     distributions: Sequence[str] = ("uniform", "zipf")
 
 
-async def bench(place: Place, settings: Settings, options: Options, progress: Progress) -> Report:
+def bench(place: Place, settings: Settings, options: Options, progress: Progress) -> Report:
     """Seeds what is missing, measures, and compares."""
-    url = place.database(f"crafely_bench_{options.rows}")
-    await asyncio.to_thread(seed, url, settings, progress, keys=options.rows)
-    found = facts(place.url, {"api_keys": options.rows})
+    url = place.database(str(options.rows))
+    seed(url, settings, progress, keys=options.rows)
+    found = facts(url, {"api_keys": options.rows})
+    measured = uvloop.run(_measure(url, place.pgbench, settings, options, progress))
+    report = Report(command="lookup", facts=found, plan=options.plan, sides=results(measured), notes=NOTES)
+    ratios = [ratio for distribution in options.distributions for ratio in compare(report, distribution)]
+    return msgspec.structs.replace(report, ratios=ratios, bounds=[_bound(ratio) for ratio in ratios])
+
+
+async def _measure(
+    url: str, program: Path | None, settings: Settings, options: Options, progress: Progress
+) -> list[Measured]:
     sides: list[Side] = []
     async with AsyncExitStack() as stack:
         database = await stack.enter_async_context(_database(url, settings))
@@ -74,15 +84,12 @@ async def bench(place: Place, settings: Settings, options: Options, progress: Pr
         for distribution in options.distributions:
             keys = draw(options.rows, distribution)
             sides += [_callers("coalesced", distribution, coalesced, keys, n) for n in CALLERS]
-            if place.pgbench is not None:
-                sides += [_clients(place.pgbench, url, distribution, options.rows, n) for n in CLIENTS]
+            if program is not None:
+                sides += [_clients(program, url, distribution, options.rows, n) for n in CLIENTS]
             sides += [_callers("pool", distribution, _pooled(database), keys, n) for n in FEW_CALLERS]
             if driver is not None:
                 sides += [_callers("asyncpg", distribution, driver, keys, n) for n in FEW_CALLERS]
-        measured = await interleave(sides, options.plan, progress)
-    report = Report(command="lookup", facts=found, plan=options.plan, sides=results(measured), notes=NOTES)
-    ratios = [ratio for distribution in options.distributions for ratio in compare(report, distribution)]
-    return msgspec.structs.replace(report, ratios=ratios, bounds=[_bound(ratio) for ratio in ratios])
+        return await interleave(sides, options.plan, progress)
 
 
 # Of 256, 64 and 8 callers, against pgbench's best over its client counts; of one caller, against pgbench with one.
@@ -130,7 +137,9 @@ def _callers(kind: str, distribution: str, ask: Ask, keys: Sequence[str], count:
     async def measure(seconds: float) -> Sample:
         return await callers(ask, keys, count, seconds)
 
-    return Side(f"{kind}, {distribution}, {_plural(count, 'caller')}", measure, f"{distribution} keys", "lookups/s")
+    return Side(
+        f"{kind}, {distribution}, {_plural(count, 'caller')}", measure, f"{distribution} keys", "lookups/s", kind
+    )
 
 
 def _clients(program: Path, url: str, distribution: str, rows: int, count: int) -> Side:
@@ -139,7 +148,9 @@ def _clients(program: Path, url: str, distribution: str, rows: int, count: int) 
     async def measure(seconds: float) -> Sample:
         return await pgbench.measure(program, url, text, count, seconds)
 
-    return Side(f"pgbench, {distribution}, {_plural(count, 'client')}", measure, f"{distribution} keys", "lookups/s")
+    return Side(
+        f"pgbench, {distribution}, {_plural(count, 'client')}", measure, f"{distribution} keys", "lookups/s", "pgbench"
+    )
 
 
 async def callers(ask: Ask, keys: Sequence[str], count: int, seconds: float) -> Sample:
@@ -165,13 +176,15 @@ async def callers(ask: Ask, keys: Sequence[str], count: int, seconds: float) -> 
                 raise BenchError(f"asked for key {key}, and was given {found and found.key_id}")
             done += 1
 
-    # Each begins somewhere else.
-    tasks = [asyncio.create_task(call(number * len(keys) // count)) for number in range(count)]
+    # Each begins somewhere else, and elsewhere in the next round: no round finds its pages kept by the one before.
+    start = random.randrange(len(keys))  # noqa: S311 - a place to begin, no secret
+    tasks = [asyncio.create_task(call(start + number * len(keys) // count)) for number in range(count)]
     try:
         counts = await asyncio.gather(*tasks)
     finally:
         for task in tasks:
             task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
     return Sample(sum(counts), time.perf_counter() - begin, latencies)
 
 

@@ -21,7 +21,7 @@ def html(report: Report) -> str:
         parts += ["<h2>Ratios</h2>", _table(["", "median", "round by round"], rows, numbers={1})]
     if report.growth:
         grown = [[g.statement, f"{g.rows:,}", f"{g.buffers:.2f}", f"{g.microseconds:.0f}"] for g in report.growth]
-        parts += ["<h2>Growth</h2>", *svg.growth(report.growth)]
+        parts += ["<h2>Growth</h2>", svg.growth(report.growth)]
         parts.append(_table(["statement", "rows", "pages touched", "µs"], grown, numbers={1, 2, 3}))
     for group in dict.fromkeys(side.group for side in report.sides):
         sides = [side for side in report.sides if side.group == group]

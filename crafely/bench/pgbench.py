@@ -5,6 +5,9 @@ import os
 import re
 import tempfile
 from pathlib import Path
+from typing import Any
+
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from crafely.bench import BenchError
 from crafely.bench.rounds import Sample
@@ -38,14 +41,17 @@ async def measure(program: Path, url: str, text: str, clients: int, seconds: flo
         threads = min(clients, os.cpu_count() or 1)
         command = ["-n", "-M", "prepared", "-c", str(clients), "-j", str(threads), "-T", str(max(1, round(seconds)))]
         log = ["-l", f"--sampling-rate={LOGGED}", f"--log-prefix={folder}/log"]
+        # An argument could be read by every user of the machine.
+        where: dict[str, Any] = conninfo_to_dict(url)
+        password = {"PGPASSWORD": str(where.pop("password"))} if "password" in where else {}
         process = await asyncio.create_subprocess_exec(
             program,
             *command,
             *log,
             "-f",
             str(file),
-            url,
-            env={**os.environ, "PGOPTIONS": "-c role=crafely_auth -c jit=off"},
+            make_conninfo(**where),
+            env={**os.environ, **password, "PGOPTIONS": "-c role=crafely_auth -c jit=off"},
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,

@@ -26,12 +26,15 @@ class Place(msgspec.Struct, frozen=True):
     url: str
     # pgbench, where there is one.
     pgbench: Path | None
+    # What the names of the bench's databases begin with.
+    prefix: str = "crafely_bench"
 
     def database(self, name: str) -> str:
-        """The URL of the bench's database of this name: made where it is missing, and migrated.
+        """The URL of the bench's database of this name, prefix apart: made where it is missing, and migrated.
 
         Raises BenchError where there is one of that name which is not the bench's.
         """
+        name = f"{self.prefix}_{name}"
         with connect(self.url) as connection:
             if not _one(connection, "database_exists", name)[0]:
                 create = names.SQL(statement("create_database").decode())

@@ -73,6 +73,7 @@ class SideResult(msgspec.Struct, frozen=True):
     group: str
     # Of the rates; empty where only times mean something.
     unit: str
+    family: str
     # Of the rates of its rounds.
     median: float
     lowest: float
@@ -180,6 +181,7 @@ def _result(one: Measured) -> SideResult:
         name=one.side.name,
         group=one.side.group,
         unit=one.side.unit,
+        family=one.side.family or one.side.name,
         median=statistics.median(rates),
         lowest=min(rates),
         highest=max(rates),

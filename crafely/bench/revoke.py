@@ -14,12 +14,13 @@ from typing import Any
 
 import msgspec
 import psycopg
+import uvloop
 from psycopg.rows import TupleRow
 from rich.progress import Progress
 
 from crafely.bench import BenchError, load, servers, statement
 from crafely.bench.place import Place, connect, execute
-from crafely.bench.report import Bound, Report, facts, results
+from crafely.bench.report import Bound, Facts, Report, facts, results
 from crafely.bench.rounds import Measured, Sample, Side
 from crafely.bench.seed import KEYS_PER_USER, Seed, key_id, row_id, seed
 from crafely.bench.servers import Address
@@ -96,10 +97,10 @@ class Denials:
             self.violations += 1
 
 
-async def bench(place: Place, settings: Settings, options: Options, progress: Progress) -> Report:
+def bench(place: Place, settings: Settings, options: Options, progress: Progress) -> Report:
     """Revokes keys one by one: in turn as a person would in psql, and over HTTP."""
-    url = place.database("crafely_bench_revoke")
-    found = await asyncio.to_thread(seed, url, settings, progress, keys=options.rows)
+    url = place.database("revoke")
+    found = seed(url, settings, progress, keys=options.rows)
     with connect(url) as connection:
         execute(connection, "fast_seed")
         execute(connection, "restore_keys")
@@ -108,8 +109,15 @@ async def bench(place: Place, settings: Settings, options: Options, progress: Pr
     numbers = [n for n in range(1, options.rows + 1) if n % KEYS_PER_USER != 1]
     if len(numbers) < 2 * options.revocations:
         raise BenchError(f"{options.rows} keys are too few for {options.revocations} revocations of either kind")
+    times = uvloop.run(_measure(url, found, numbers, options.revocations, progress))
+    return _report(circumstances, times, options)
+
+
+async def _measure(
+    url: str, found: Seed, numbers: list[int], revocations: int, progress: Progress
+) -> dict[str, list[float]]:
     times: dict[str, list[float]] = {"by SQL": [], "by DELETE": []}
-    task = progress.add_task("revoking", total=2 * options.revocations)
+    task = progress.add_task("revoking", total=2 * revocations)
     async with AsyncExitStack() as stack:
         server = await stack.enter_async_context(servers.crafely(url, workers=WORKERS))
         pollers = await _pollers(server)
@@ -117,17 +125,17 @@ async def bench(place: Place, settings: Settings, options: Options, progress: Pr
         stack.push_async_callback(superuser.close)
         over_http = await _poller(server)
         ways = {"by SQL": _by_sql(superuser), "by DELETE": _by_delete(over_http, server, found)}
-        for _ in range(options.revocations):
+        for _ in range(revocations):
             for way, revoke in ways.items():
                 times[way].append(await _one(pollers, server, found, numbers.pop(), revoke))
                 progress.advance(task)
         for poller in [*pollers, over_http]:
             poller.transport.close()
     progress.remove_task(task)
-    return _report(circumstances, times, options)
+    return times
 
 
-def _report(circumstances: Any, times: dict[str, list[float]], options: Options) -> Report:
+def _report(circumstances: Facts, times: dict[str, list[float]], options: Options) -> Report:
     async def nothing(_: float) -> Sample:
         return Sample(0, 0, [])
 

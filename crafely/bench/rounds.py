@@ -1,9 +1,13 @@
 """Sides, what they give, and who is measured when."""
 
 from collections.abc import Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING
 
 import msgspec
-from rich.progress import Progress
+
+if TYPE_CHECKING:
+    # The load client is to begin at once, and shows nothing.
+    from rich.progress import Progress
 
 
 class Sample(msgspec.Struct, frozen=True):
@@ -33,6 +37,8 @@ class Side(msgspec.Struct, frozen=True):
     group: str = ""
     # What is counted.
     unit: str = "requests/s"
+    # Those of one family have one colour, from pale to strong.
+    family: str = ""
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -55,7 +61,7 @@ class Measured(msgspec.Struct, frozen=True):
 WARM_UP = 0.25
 
 
-async def interleave(sides: Sequence[Side], plan: Plan, progress: Progress) -> list[Measured]:
+async def interleave(sides: Sequence[Side], plan: Plan, progress: "Progress") -> list[Measured]:
     """Measures each side once a round, in their order, so that what else goes on here meets all of them."""
     samples: list[list[Sample]] = [[] for _ in sides]
     task = progress.add_task("warming up", total=len(sides) * (plan.rounds + 1))

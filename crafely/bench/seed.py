@@ -6,6 +6,8 @@ Key number n has key_id 1000000000000000 + n, which pgbench can compute. Ten key
 
 import asyncio
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 
 import msgspec
@@ -65,6 +67,9 @@ def seed(url: str, settings: Settings, progress: Progress, *, keys: int, usage_r
     """
     with connect(url) as connection:
         found = _read(connection) or _begin(connection, settings)
+        with _hasher(settings) as hasher:
+            if asyncio.run(hasher.verify(found.hashed_key, found.secret)).outdated:
+                raise BenchError("the database was seeded with another cost of argon2: set it as it was, or drop it")
         if found.keys > keys or (usage_records and found.usage_records > usage_records):
             raise BenchError(f"the database holds {found.keys} keys and {found.usage_records} records: drop it")
         if found.keys < keys or found.usage_records < usage_records:
@@ -84,13 +89,19 @@ def _read(connection: psycopg.Connection[TupleRow]) -> Seed | None:
     return None if row is None else Seed(*row)
 
 
-def _begin(connection: psycopg.Connection[TupleRow], settings: Settings) -> Seed:
-    secret = "".join(secrets.choice(keys.ALPHABET) for _ in range(keys.SECRET_LENGTH))
+@contextmanager
+def _hasher(settings: Settings) -> Iterator[Hasher]:
     hasher = Hasher(settings)
     try:
-        hashed_key = asyncio.run(hasher.hash(secret))
+        yield hasher
     finally:
         hasher.close()
+
+
+def _begin(connection: psycopg.Connection[TupleRow], settings: Settings) -> Seed:
+    secret = "".join(secrets.choice(keys.ALPHABET) for _ in range(keys.SECRET_LENGTH))
+    with _hasher(settings) as hasher:
+        hashed_key = asyncio.run(hasher.hash(secret))
     execute(connection, "set_secret", secret, hashed_key)
     found = _read(connection)
     if found is None:

@@ -45,15 +45,17 @@ async def crafely(url: str, *, workers: int = 1, **settings: str) -> AsyncIterat
 
 
 @asynccontextmanager
-async def bare(*arguments: str) -> AsyncIterator[Address]:
-    """A handler of ``bare.py``."""
-    command = [sys.executable, "-m", "crafely.bench.bare", *arguments]
-    async with _started(command, dict(os.environ), r"port (\d+)\n") as address:
+async def bare(kind: str, setup: bytes) -> AsyncIterator[Address]:
+    """A handler of ``bare.py``, and what it is told; not as an argument, which every user of the machine could read."""
+    command = [sys.executable, "-m", "crafely.bench.bare", kind]
+    async with _started(command, dict(os.environ), r"port (\d+)\n", setup) as address:
         yield address
 
 
 @asynccontextmanager
-async def _started(command: Sequence[str], environ: dict[str, str], ready: str) -> AsyncIterator[Address]:
+async def _started(
+    command: Sequence[str], environ: dict[str, str], ready: str, told: bytes = b""
+) -> AsyncIterator[Address]:
     """Starts a program, waits until it has said on which port it answers, and stops it afterwards.
 
     What it logs goes to a file, as a server's log does.
@@ -64,13 +66,16 @@ async def _started(command: Sequence[str], environ: dict[str, str], ready: str) 
             process = await asyncio.create_subprocess_exec(
                 *command,
                 env=environ,
-                stdin=asyncio.subprocess.DEVNULL,
+                stdin=asyncio.subprocess.PIPE,
                 stdout=out_file,
                 stderr=err_file,
                 # Ctrl-C in a terminal reaches the bench, which then stops its servers in order.
                 start_new_session=True,
             )
         try:
+            if process.stdin is not None:
+                process.stdin.write(told)
+                process.stdin.close()
             yield await _port(process, out, err, ready)
         finally:
             await _stop(process)

@@ -22,9 +22,17 @@ MOST_NINES = 5.0
 Line = tuple[str, Sequence[tuple[float, float]]]
 
 
-def colour(index: int, count: int) -> str:
-    """One of so many colours that can be told apart, on light and on dark."""
-    return f"hsl({round(360 * index / max(count, 1))} var(--saturation) var(--lightness))"
+def colours(families: Sequence[str]) -> list[str]:
+    """Attributes that colour one thing of each family: a hue for the family, within it from pale to strong."""
+    names = list(dict.fromkeys(families))
+    found = []
+    for position, family in enumerate(families):
+        hue = round(360 * names.index(family) / len(names))
+        number, count = families[:position].count(family) + 1, families.count(family)
+        found.append(
+            f'color="hsl({hue} var(--saturation) var(--lightness))" opacity="{0.4 + 0.6 * number / count:.2f}"'
+        )
+    return found
 
 
 def bars(sides: Sequence[SideResult]) -> str:
@@ -32,20 +40,20 @@ def bars(sides: Sequence[SideResult]) -> str:
     longest = max((side.highest for side in sides), default=0) or 1
     scale = (WIDTH - LABELS - 90) / longest
     parts, y = [], 8.0
-    for index, side in enumerate(sides):
+    for side, colour in zip(sides, colours([side.family for side in sides]), strict=True):
         height = ROUND * len(side.rounds)
         middle = y + height / 2 + 4
-        parts.append(f'<text x="{LABELS - 8}" y="{middle:.1f}" text-anchor="end">{escape(side.name)}</text>')
+        parts.append(_text(LABELS - 8, middle, side.name, "end"))
         for number, one in enumerate(side.rounds):
             title = f"<title>{escape(side.name)}, round {number + 1}: {one.rate:,.0f} {side.unit}</title>"
             parts.append(
                 f'<rect x="{LABELS}" y="{y + number * ROUND:.1f}" width="{one.rate * scale:.1f}" height="{ROUND - 1}" '
-                f'fill="{colour(index, len(sides))}">{title}</rect>'
+                f'{colour} fill="currentColor">{title}</rect>'
             )
         x = LABELS + side.median * scale
         parts.append(f'<path class="median" d="M{x:.1f} {y - 1:.1f}v{height + 1}"/>')
         end = LABELS + side.highest * scale + 6
-        parts.append(f'<text x="{end:.1f}" y="{middle:.1f}">{side.median:,.0f}</text>')
+        parts.append(_text(end, middle, f"{side.median:,.0f}", "start"))
         y += max(height, 12) + GAP
     return _svg(y, parts, "Rates, one bar a round; the line is the median")
 
@@ -72,83 +80,80 @@ def curves(sides: Sequence[SideResult]) -> str:
     for percent in (*TICKS, 100):
         words = "slowest" if percent == 100 else f"{percent:g} %"
         anchor = "end" if percent == 100 else "middle"
-        parts.append(
-            f'<text x="{x_of(percent):.1f}" y="{PLOT_TOP + PLOT_HEIGHT + 16}" text-anchor="{anchor}">{words}</text>'
-        )
-    for index, side in enumerate(sides):
-        points = " ".join(f"{x_of(percent):.1f},{y_of(time):.1f}" for percent, time in side.curve)
-        if points:
-            title = f"<title>{escape(side.name)}</title>"
-            parts.append(f'<polyline points="{points}" stroke="{colour(index, len(sides))}">{title}</polyline>')
-    end = _legend(parts, [side.name for side in sides], PLOT_TOP + PLOT_HEIGHT + 36)
+        parts.append(_text(x_of(percent), PLOT_TOP + PLOT_HEIGHT + 16, words, anchor))
+    found = colours([side.family for side in sides])
+    for side, colour in zip(sides, found, strict=True):
+        parts += _line(side.name, [(x_of(percent), y_of(time)) for percent, time in side.curve], colour)
+    end = _legend(parts, [side.name for side in sides], found, PLOT_TOP + PLOT_HEIGHT + 36)
     return _svg(end, parts, "Latency by percentile")
 
 
-def growth(points: Sequence[Growth]) -> list[str]:
-    """What a call costs with the rows in the table, in two pictures: pages touched, and time."""
-    names = list(dict.fromkeys(one.statement for one in points))
-    by_name = {name: [one for one in points if one.statement == name] for name in names}
-    pages = [(name, [(one.rows, one.buffers) for one in by_name[name]]) for name in names]
-    times = [(name, [(one.rows, one.microseconds) for one in by_name[name]]) for name in names]
-    return [_lines(pages, "pages touched by a call"), _lines(times, "microseconds of a call")]
-
-
-def file(pictures: Sequence[str]) -> str:
-    """Pictures one below the other, as a file that can be shown by itself, such as in a README."""
-    parts, y = [], 0
-    for picture in pictures:
-        height = int(picture.partition(f'viewBox="0 0 {WIDTH} ')[2].partition('"')[0])
-        parts.append(picture.replace("<svg ", f'<svg y="{y}" width="{WIDTH}" height="{height}" ', 1))
-        y += height + 16
-    style = f"<style>{STYLE.read_text(encoding='utf-8')}</style>"
-    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {y}" font-family="system-ui, sans-serif">'
-    return f'{head}{style}<rect width="100%" height="100%" fill="var(--paper)"/>{"".join(parts)}</svg>\n'
-
-
-def _lines(lines: Sequence[Line], words: str) -> str:
-    """Lines over a logarithmic number of rows; heights begin at nothing, so that flat looks flat."""
-    rows = sorted({x for _, points in lines for x, _ in points})
-    if not rows:
-        return ""
-    top = max(y for _, points in lines for _, y in points) * 1.1 or 1
+def growth(points: Sequence[Growth]) -> str:
+    """What a call costs, as a multiple of what it costs with the fewest rows. Heights begin at 0: flat is flat."""
+    rows = sorted({one.rows for one in points})
+    lines: list[Line] = []
+    for name in dict.fromkeys(one.statement for one in points):
+        mine = [one for one in points if one.statement == name]
+        lines.append((f"{name}: pages", [(one.rows, one.buffers / mine[0].buffers) for one in mine]))
+        lines.append((f"{name}: time", [(one.rows, one.microseconds / mine[0].microseconds) for one in mine]))
+    top = max(math.ceil(max(y for _, line in lines for _, y in line) + 0.2), 2)
     first, last = math.log10(rows[0]), math.log10(rows[-1])
 
     def x_of(x: float) -> float:
-        return PLOT_LEFT + (PLOT_WIDTH - 20) * (math.log10(x) - first) / (last - first or 1)
+        return PLOT_LEFT + 30 + (PLOT_WIDTH - 60) * (math.log10(x) - first) / (last - first or 1)
 
     def y_of(y: float) -> float:
         return PLOT_TOP + PLOT_HEIGHT * (1 - y / top)
 
     parts = []
-    for quarter in range(5):
-        parts += _level(y_of(top * quarter / 4), f"{top * quarter / 4:.3g}")
+    for multiple in range(top + 1):
+        parts += _level(y_of(multiple), f"{multiple} ×")
     for x in rows:
-        parts.append(f'<text x="{x_of(x):.1f}" y="{PLOT_TOP + PLOT_HEIGHT + 16}" text-anchor="middle">{x:,}</text>')
-    for index, (name, points) in enumerate(lines):
-        hue = colour(index, len(lines))
-        path = " ".join(f"{x_of(x):.1f},{y_of(y):.1f}" for x, y in points)
-        parts.append(f'<polyline points="{path}" stroke="{hue}"><title>{escape(name)}</title></polyline>')
-        for x, y in points:
-            title = f"<title>{escape(name)}, {x:,} rows: {y:.4g}</title>"
-            parts.append(f'<circle cx="{x_of(x):.1f}" cy="{y_of(y):.1f}" r="4" fill="{hue}">{title}</circle>')
-    end = _legend(parts, [f"{name}: {words}" for name, _ in lines], PLOT_TOP + PLOT_HEIGHT + 36)
-    return _svg(end, parts, words)
+        parts.append(_text(x_of(x), PLOT_TOP + PLOT_HEIGHT + 16, f"{x:,} rows", "middle"))
+    found = colours([name for name, _ in lines])
+    for (name, line), colour in zip(lines, found, strict=True):
+        places = [(x_of(x), y_of(y)) for x, y in line]
+        parts += _line(name, places, colour)
+        parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" {colour} fill="currentColor"/>' for x, y in places]
+    end = _legend(parts, [name for name, _ in lines], found, PLOT_TOP + PLOT_HEIGHT + 36, columns=2)
+    return _svg(end, parts, "Cost of a call by rows, as a multiple of the smallest table's")
+
+
+def file(picture: str) -> str:
+    """A picture as a file that can be shown by itself, such as in a README."""
+    style = f"<style>{STYLE.read_text(encoding='utf-8')}</style>"
+    paper = '<rect width="100%" height="100%" fill="var(--paper)"/>'
+    head, _, rest = picture.partition(">")
+    own = 'xmlns="http://www.w3.org/2000/svg" font-family="system-ui, sans-serif"'
+    return f"{head} {own}>{style}{paper}{rest}\n"
 
 
 def _level(y: float, words: str) -> list[str]:
     return [
         f'<path class="grid" d="M{PLOT_LEFT} {y:.1f}h{PLOT_WIDTH}"/>',
-        f'<text x="{PLOT_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{words}</text>',
+        _text(PLOT_LEFT - 6, y + 4, words, "end"),
     ]
 
 
-def _legend(parts: list[str], names: Sequence[str], y: float) -> float:
-    """Three names in a line; gives where the next thing may stand."""
-    for index, name in enumerate(names):
-        x, line = PLOT_LEFT + index % 3 * 265, y + index // 3 * 17
-        parts.append(f'<rect x="{x}" y="{line - 9}" width="10" height="10" fill="{colour(index, len(names))}"/>')
-        parts.append(f'<text x="{x + 15}" y="{line}">{escape(name)}</text>')
-    return y + (len(names) + 2) // 3 * 17
+def _line(name: str, places: Sequence[tuple[float, float]], colour: str) -> list[str]:
+    if not places:
+        return []
+    points = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
+    style = f'{colour} stroke="currentColor" fill="none"'
+    return [f'<polyline points="{points}" {style}><title>{escape(name)}</title></polyline>']
+
+
+def _text(x: float, y: float, words: str, anchor: str) -> str:
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(words)}</text>'
+
+
+def _legend(parts: list[str], names: Sequence[str], found: Sequence[str], y: float, columns: int = 3) -> float:
+    """So many names in a line; gives where the next thing may stand."""
+    for index, (name, colour) in enumerate(zip(names, found, strict=True)):
+        x, line = PLOT_LEFT + index % columns * 800 // columns, y + index // columns * 17
+        parts.append(f'<rect x="{x}" y="{line - 9}" width="10" height="10" {colour} fill="currentColor"/>')
+        parts.append(_text(x + 15, line, name, "start"))
+    return y + (len(names) + columns - 1) // columns * 17
 
 
 def _svg(height: float, parts: Sequence[str], words: str) -> str:

@@ -4,18 +4,18 @@ The handler has psycopg and its pool as they come, and stores less: no daily sum
 get the same bodies, from the same client. At the end what is stored is counted: every acknowledged record, once.
 """
 
-import asyncio
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 
 import msgspec
+import uvloop
 from rich.progress import Progress
 
 from crafely.bench import BenchError, bare, load, servers
 from crafely.bench.load import COUNTER, Job
 from crafely.bench.place import Place, connect, execute
 from crafely.bench.report import Bound, Report, facts, results
-from crafely.bench.rounds import Plan, Sample, Side, interleave
+from crafely.bench.rounds import Measured, Plan, Sample, Side, interleave
 from crafely.bench.seed import KEYS_PER_USER, Seed, row_id, seed, user_id
 from crafely.bench.servers import Address
 from crafely.config import Settings
@@ -55,27 +55,15 @@ class Stored:
         self.summed = 0
 
 
-async def bench(place: Place, settings: Settings, options: Options, progress: Progress) -> Report:
+def bench(place: Place, settings: Settings, options: Options, progress: Progress) -> Report:
     """Measures on an empty table of usage."""
-    url = place.database("crafely_bench_usage")
-    found = await asyncio.to_thread(seed, url, settings, progress, keys=options.rows)
+    url = place.database("usage")
+    found = seed(url, settings, progress, keys=options.rows)
     with connect(url) as connection:
         execute(connection, "clear_usage")
     circumstances = facts(url, {"api_keys": options.rows})
     stored = Stored()
-    async with AsyncExitStack() as stack:
-        ours = await stack.enter_async_context(servers.crafely(url))
-        setup = bare.UsageSetup(url, {found.token(n): (user_id(n), row_id(n)) for n in _senders()})
-        plain = await stack.enter_async_context(servers.bare("usage", msgspec.json.encode(setup).decode()))
-        sides = [
-            _singles(SINGLE, ours, found, stored, event_id=False),
-            _singles(PLAIN, plain, found, stored, event_id=False),
-            _singles(SINGLE_ID, ours, found, stored, event_id=True),
-            _singles(PLAIN_ID, plain, found, stored, event_id=True),
-            _batches(BATCHES, ours, found, stored, event_id=False),
-            _batches(BATCHES_ID, ours, found, stored, event_id=True),
-        ]
-        measured = await interleave(sides, options.plan, progress)
+    measured = uvloop.run(_measure(url, found, stored, options.plan, progress))
     _reconcile(url, stored)
     notes = [
         f"{CONNECTIONS} connections for single records, {BATCH_CONNECTIONS} for batches; {USERS} users of {KEYS} keys.",
@@ -89,6 +77,22 @@ async def bench(place: Place, settings: Settings, options: Options, progress: Pr
     bounds = [Bound(ratio.name, ">=", 4.0, ratio.median) for ratio in ratios]
     bounds += [Bound(f"{name}, events/s", ">=", 10_000, report.side(name).median) for name in (BATCHES, BATCHES_ID)]
     return msgspec.structs.replace(report, ratios=ratios, bounds=bounds)
+
+
+async def _measure(url: str, found: Seed, stored: Stored, plan: Plan, progress: Progress) -> list[Measured]:
+    async with AsyncExitStack() as stack:
+        ours = await stack.enter_async_context(servers.crafely(url))
+        setup = bare.UsageSetup(url, {found.token(n): (user_id(n), row_id(n)) for n in _senders()})
+        plain = await stack.enter_async_context(servers.bare("usage", msgspec.json.encode(setup)))
+        sides = [
+            _singles(SINGLE, ours, found, stored, event_id=False),
+            _singles(PLAIN, plain, found, stored, event_id=False),
+            _singles(SINGLE_ID, ours, found, stored, event_id=True),
+            _singles(PLAIN_ID, plain, found, stored, event_id=True),
+            _batches(BATCHES, ours, found, stored, event_id=False),
+            _batches(BATCHES_ID, ours, found, stored, event_id=True),
+        ]
+        return await interleave(sides, plan, progress)
 
 
 def _senders() -> list[int]:
@@ -134,7 +138,7 @@ def _singles(name: str, server: Address, found: Seed, stored: Stored, *, event_i
         tokens = [found.token(number) for number in _senders()]
         records = [_record(number, _event(event_id, run, 0)) for number in range(4 * len(tokens))]
         bodies = [(tokens[number % len(tokens)], record) for number, record in enumerate(records)]
-        return await _measure(server, bodies, seconds, CONNECTIONS, 1, stored, summed=name in {SINGLE, SINGLE_ID})
+        return await _post(server, bodies, seconds, CONNECTIONS, 1, stored, summed=name in {SINGLE, SINGLE_ID})
 
     return Side(name, measure, "single records", "events/s")
 
@@ -148,12 +152,12 @@ def _batches(name: str, server: Address, found: Seed, stored: Stored, *, event_i
             (found.token(number), [_record(position, _event(event_id, run, position)) for position in range(BATCH)])
             for number in _senders()[::KEYS]
         ]
-        return await _measure(server, bodies, seconds, BATCH_CONNECTIONS, BATCH, stored, summed=True)
+        return await _post(server, bodies, seconds, BATCH_CONNECTIONS, BATCH, stored, summed=True)
 
     return Side(name, measure, "batches", "events/s")
 
 
-async def _measure(
+async def _post(
     server: Address,
     bodies: Sequence[tuple[str, object]],
     seconds: float,

@@ -6,19 +6,20 @@ verifying costs. The client is the same for all, in a process of its own, and lo
 
 import asyncio
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from urllib.parse import urlsplit
 
 import msgspec
+import uvloop
 from rich.progress import Progress
 
 from crafely.auth import keys
 from crafely.bench import BenchError, load, servers
 from crafely.bench.load import Job
 from crafely.bench.place import Place, connect, execute
-from crafely.bench.report import Bound, Report, facts, results
-from crafely.bench.rounds import Plan, Sample, Side, interleave
+from crafely.bench.report import Bound, Facts, Report, facts, results
+from crafely.bench.rounds import Measured, Plan, Sample, Side, interleave
 from crafely.bench.seed import Seed, key_id, seed
 from crafely.bench.servers import Address
 from crafely.config import Settings
@@ -53,16 +54,24 @@ class Tokens(msgspec.Struct, frozen=True):
     cases: dict[str, list[str]]
 
 
-async def bench(place: Place, settings: Settings, options: Options, progress: Progress) -> Report:
+def bench(place: Place, settings: Settings, options: Options, progress: Progress) -> Report:
     """Measures our own server, on a database of so many keys."""
-    url = place.database(f"crafely_bench_{options.rows}")
-    found = await asyncio.to_thread(seed, url, settings, progress, keys=options.rows)
+    url = place.database(str(options.rows))
+    found = seed(url, settings, progress, keys=options.rows)
     count = min(KEYS, options.rows // 8)
     tokens = _tokens(found, count)
     with connect(url) as connection:
         numbers = range(count + 1, 2 * count + 1)
         execute(connection, "revoke_some", [key_id(number) for number in numbers])
-    cold = _cold(found, 2 * count)
+    circumstances = facts(url, {"api_keys": options.rows})
+    measured = uvloop.run(_measure(url, tokens, _cold(found, 2 * count), options.plan, progress))
+    report = _report(circumstances, options.plan, measured)
+    return msgspec.structs.replace(report, bounds=_bounds(report))
+
+
+async def _measure(
+    url: str, tokens: Tokens, cold: Callable[[], list[str]], plan: Plan, progress: Progress
+) -> list[Measured]:
     async with AsyncExitStack() as stack:
         server = await stack.enter_async_context(servers.crafely(url))
         bypassed = await stack.enter_async_context(servers.crafely(url, key_cache_seconds="0"))
@@ -74,33 +83,33 @@ async def bench(place: Place, settings: Settings, options: Options, progress: Pr
         for address in (server, bypassed):
             for name in tokens.cases:
                 await _prime(address, tokens, name)
-        report = await _measure(place.url, options, sides, progress)
-    return msgspec.structs.replace(report, bounds=_bounds(report))
+        return await interleave(sides, plan, progress)
 
 
-async def bench_url(options: Options, progress: Progress) -> Report:
+def bench_url(options: Options, progress: Progress) -> Report:
     """Measures somebody else's server with the one key that is given, and invented ones."""
     parts = urlsplit(options.url or "")
     if parts.scheme != "http" or not parts.hostname or options.key is None:
         raise BenchError("--url takes http://host:port and goes with --key, a key that may verify keys")
     server = Address(parts.hostname, parts.port or 80)
     cases = {WARM: [options.key], UNKNOWN: _unknown(COLD), MALFORMED: [options.key[:-1] + "!"]}
-    tokens = Tokens(options.key, cases)
+    measured = uvloop.run(_measure_url(server, Tokens(options.key, cases), options.plan, progress))
+    return _report(facts(None, {}), options.plan, measured)
+
+
+async def _measure_url(server: Address, tokens: Tokens, plan: Plan, progress: Progress) -> list[Measured]:
     async with AsyncExitStack() as stack:
-        sides = [_side(name, server, tokens, name) for name in cases]
+        sides = [_side(name, server, tokens, name) for name in tokens.cases]
         sides.append(await _bare(stack, server, tokens))
-        for name in cases:
+        for name in tokens.cases:
             await _prime(server, tokens, name)
-        return await _measure(None, options, sides, progress)
+        return await interleave(sides, plan, progress)
 
 
-async def _measure(url: str | None, options: Options, sides: Sequence[Side], progress: Progress) -> Report:
-    rows = {"api_keys": options.rows} if url else {}
-    found = facts(url, rows)
-    measured = await interleave(sides, options.plan, progress)
+def _report(circumstances: Facts, plan: Plan, measured: list[Measured]) -> Report:
     notes = [f"{CONNECTIONS} connections, each waiting for its answer; one worker; up to {KEYS} keys of each kind."]
-    report = Report(command="verify", facts=found, plan=options.plan, sides=results(measured), notes=notes)
-    names = [side.name for side in sides]
+    report = Report(command="verify", facts=circumstances, plan=plan, sides=results(measured), notes=notes)
+    names = [one.side.name for one in measured]
     ratios = [report.ratio(f"{name} / bare aiohttp", name, BARE) for name in (WARM, BYPASSED) if name in names]
     ratios += [report.ratio(f"{name} / warm", name, WARM) for name in (UNKNOWN, REVOKED, MALFORMED) if name in names]
     return msgspec.structs.replace(report, ratios=ratios)
@@ -191,7 +200,7 @@ def _with_cold(server: Address, tokens: Tokens, cold: Callable[[], list[str]]) -
 async def _bare(stack: AsyncExitStack, server: Address, tokens: Tokens) -> Side:
     """The handler that does nothing, answering with what the server answers to a warm key."""
     example = await _example(_job(server, tokens, WARM, 0))
-    address = await stack.enter_async_context(servers.bare("verify", example.decode()))
+    address = await stack.enter_async_context(servers.bare("verify", example))
     return _side(BARE, address, tokens, WARM)
 
 

@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -49,7 +49,7 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
 
     growth = actions.add_parser("growth", help="what a lookup and a user's sums cost with more and more rows")
     growth.add_argument("--max", type=_count, default=10_000_000, metavar="N", help="rows at most (default: 10000000)")
-    growth.add_argument("--svg", type=Path, metavar="FILE", help="write the picture alone")
+    growth.add_argument("--svg", type=_file, metavar="FILE", help="write the picture alone")
     growth.set_defaults(bench=_growth)
 
     for action in actions.choices.values():
@@ -65,8 +65,8 @@ def _common(action: argparse.ArgumentParser) -> None:
         help="a server to work on, as a superuser, in databases called crafely_bench_… that are made there "
         "(default: an embedded one of the bench's own)",
     )
-    action.add_argument("--json", type=Path, metavar="FILE", help="write the figures for programs")
-    action.add_argument("--html", type=Path, metavar="FILE", help="write a page with pictures")
+    action.add_argument("--json", type=_file, metavar="FILE", help="write the figures for programs")
+    action.add_argument("--html", type=_file, metavar="FILE", help="write a page with pictures")
     action.add_argument("--check", action="store_true", help="exit with 1 unless what is promised holds")
     action.set_defaults(run=run)
 
@@ -87,6 +87,14 @@ def _seconds(argument: str) -> float:
     return seconds
 
 
+def _file(argument: str) -> Path:
+    # Told before anything is measured, not after.
+    path = Path(argument)
+    if path.is_dir() or not path.parent.is_dir():
+        raise argparse.ArgumentTypeError("expected a file in a folder that exists")
+    return path
+
+
 def run(arguments: argparse.Namespace) -> int:
     """Measures, and says what came of it. Exit code 1 when it failed, or --check found a promise that does not hold."""
     import msgspec  # noqa: PLC0415 - see above
@@ -97,7 +105,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     try:
-        with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        console = Console(stderr=True)
+        with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
             found = arguments.bench(arguments, load(), progress)
     except BenchError as error:
         print(f"crafely: {error}", file=sys.stderr)
@@ -133,13 +142,11 @@ def _lookup(arguments: argparse.Namespace, settings: Settings, progress: "Progre
 
 
 def _verify(arguments: argparse.Namespace, settings: Settings, progress: "Progress") -> "Report":
-    import uvloop  # noqa: PLC0415 - see above
-
-    from crafely.bench import verify  # noqa: PLC0415
+    from crafely.bench import verify  # noqa: PLC0415 - see above
 
     options = verify.Options(arguments.rows, _plan(arguments), arguments.url, arguments.key)
     if options.url is not None:
-        return uvloop.run(verify.bench_url(options, progress))
+        return verify.bench_url(options, progress)
     return _at(arguments, settings, lambda place: verify.bench(place, settings, options, progress))
 
 
@@ -164,13 +171,9 @@ def _growth(arguments: argparse.Namespace, settings: Settings, progress: "Progre
     return _at(arguments, settings, lambda place: growth.bench(place, settings, options, progress))
 
 
-def _at(
-    arguments: argparse.Namespace, settings: Settings, measure: "Callable[[Place], Coroutine[None, None, Report]]"
-) -> "Report":
+def _at(arguments: argparse.Namespace, settings: Settings, measure: "Callable[[Place], Report]") -> "Report":
     """Measures on the server that the command line names, or on the bench's own."""
-    import uvloop  # noqa: PLC0415 - see above
-
-    from crafely.bench.place import place  # noqa: PLC0415
+    from crafely.bench.place import place  # noqa: PLC0415 - see above
 
     with place(settings, arguments.database) as where:
-        return uvloop.run(measure(where))
+        return measure(where)

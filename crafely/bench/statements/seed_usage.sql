@@ -29,4 +29,11 @@ select
     user_id, (created_at at time zone 'utc')::date as day, provider, model, 'chat', 'usd', count(*), sum(tokens_in),
     sum(tokens_out), sum(tokens_in + tokens_out), sum(cost)
 from input
-group by user_id, day, provider, model;
+group by user_id, day, provider, model
+-- Where the chunk before ended within this user.
+on conflict (user_id, day, provider, model, type, currency) do update
+set records = usage_daily.records + excluded.records,
+    tokens_in = usage_daily.tokens_in + excluded.tokens_in,
+    tokens_out = usage_daily.tokens_out + excluded.tokens_out,
+    tokens_total = usage_daily.tokens_total + excluded.tokens_total,
+    cost = usage_daily.cost + excluded.cost;
