@@ -59,8 +59,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     argon2_threads: Annotated[int, Meta(ge=1, le=64)] = max(1, (os.cpu_count() or 2) // 2)
     argon2_queue: Annotated[int, Meta(ge=1, le=100_000)] = 256
 
-    # Keys that were verified lately: how many are remembered, and for how many seconds a row is believed at most although
-    # the database tells of every change; 0 reads the row each time.
+    # Keys that were verified lately: how many are remembered, and for how many seconds a row is believed at most,
+    # although the database tells of every change; 0 reads the row each time.
     key_cache_size: Annotated[int, Meta(ge=1, le=10_000_000)] = 100_000
     key_cache_seconds: Annotated[float, Meta(ge=0, le=3600)] = 60
     # Callers that may wait for a coalesced lookup, and for a coalesced usage record, before they are told to come back.

@@ -11,7 +11,7 @@ log = logging.getLogger(__name__)
 
 # Seconds between two runs of each.
 TOUCHES = 5.0
-POOLS = 5.0
+METRICS = 5.0
 SUBSCRIPTIONS = 60.0
 PARTITIONS = 24 * 3600.0
 
@@ -21,7 +21,7 @@ async def running(services: Services) -> AsyncIterator[None]:
     """Runs all housekeeping in the background, each job at once and then at its interval."""
     jobs: list[tuple[Callable[[], Awaitable[None]], float]] = [
         (services.flush_touches, TOUCHES),
-        (services.observe_pools, POOLS),
+        (services.observe, METRICS),
         (services.expire_subscriptions, SUBSCRIPTIONS),
         (services.keep_usage, PARTITIONS),
     ]

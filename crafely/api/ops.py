@@ -36,7 +36,7 @@ async def metrics(call: Call) -> bytes:
 
     In the text format of Prometheus: requests and their latency by route, pools, statements by file.
     """
-    await call.services.observe_pools()
+    await call.services.observe()
     return telemetry.metrics()
 
 

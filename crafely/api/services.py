@@ -98,7 +98,7 @@ class Services:
         if key_id:
             self.key_cache.evict(key_id)
         else:
-            self.key_cache.trust()
+            self.key_cache.flush()
 
     def seen(self, api_key_id: str) -> None:
         """Notes that the key with this row id is being used, to be written soon."""
@@ -125,10 +125,13 @@ class Services:
                 self._touched = {**touched, **self._touched}
                 raise
 
-    async def observe_pools(self) -> None:
-        """Shows this worker's pools in the metrics: the one that is scraped cannot see another's."""
+    async def observe(self) -> None:
+        """Shows this worker's pools, queues and cache in the metrics: the one that is scraped cannot see another's."""
         for role, pool in self.database.pools.items():
             telemetry.observe_pool(role, pool.get_stats())
+        telemetry.observe_coalescer("api_keys/lookup", self.lookups)
+        telemetry.observe_coalescer("usage/record", self.recorder)
+        telemetry.observe_keys(self.key_cache, self._listener, self.hasher)
 
     async def expire_subscriptions(self) -> None:
         """Applies the ends of subscriptions that have come."""

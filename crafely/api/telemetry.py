@@ -25,7 +25,10 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, G
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.multiprocess import mark_process_dead as _mark_dead
 
-from crafely.auth import Caller
+from crafely.auth import Caller, KeyCache
+from crafely.auth.hashing import Hasher
+from crafely.db.coalesce import Coalescer
+from crafely.db.listen import Listener
 
 log = logging.getLogger(__name__)
 
@@ -69,6 +72,49 @@ _pool_waiting = Gauge(
     "crafely_pool_waiting",
     "Requests that wait for a connection.",
     ("pool",),
+    registry=REGISTRY,
+    multiprocess_mode="livesum",
+)
+_coalesced_items = Counter(
+    "crafely_coalesced_items",
+    "Callers whose statement was shared with others, by file.",
+    ("statement",),
+    registry=REGISTRY,
+)
+_coalesced_batches = Counter(
+    "crafely_coalesced_batches", "Statements that were run for them, by file.", ("statement",), registry=REGISTRY
+)
+_coalesced_waiting = Gauge(
+    "crafely_coalesced_waiting",
+    "Callers that wait for the next statement, by file.",
+    ("statement",),
+    registry=REGISTRY,
+    multiprocess_mode="livesum",
+)
+_key_lookups = Counter(
+    "crafely_key_cache_lookups",
+    "API keys presented: hit, the cache knew; miss, the row was read.",
+    ("result",),
+    registry=REGISTRY,
+)
+_key_evictions = Counter(
+    "crafely_key_cache_evictions", "Keys that the database told to have changed.", registry=REGISTRY
+)
+_key_entries = Gauge(
+    "crafely_key_cache_entries", "API keys remembered.", registry=REGISTRY, multiprocess_mode="livesum"
+)
+_key_trusted = Gauge(
+    "crafely_key_cache_trusted",
+    "1 while every process hears of changed keys; 0 while one reads each key's row anew.",
+    registry=REGISTRY,
+    multiprocess_mode="livemin",
+)
+_listener_losses = Counter(
+    "crafely_listener_losses", "Connections lost on which changed keys are told.", registry=REGISTRY
+)
+_hashes_waiting = Gauge(
+    "crafely_argon2_waiting",
+    "Secrets being hashed or waiting for it.",
     registry=REGISTRY,
     multiprocess_mode="livesum",
 )
@@ -177,6 +223,34 @@ def observe_pool(name: str, stats: Mapping[str, int]) -> None:
     _pool_waiting.labels(name).set(stats.get("requests_waiting", 0))
 
 
+def observe_coalescer(statement: str, coalescer: Coalescer[Any, Any]) -> None:
+    """Show a coalescer as it is now, and count what it has done since it was shown last."""
+    _catch_up(_coalesced_items.labels(statement), coalescer.items)
+    _catch_up(_coalesced_batches.labels(statement), coalescer.batches)
+    _coalesced_waiting.labels(statement).set(coalescer.waiting)
+
+
+def observe_keys(cache: KeyCache, listener: Listener, hasher: Hasher) -> None:
+    """Show what API keys are verified with as it is now, and count what was done since it was shown last."""
+    _catch_up(_key_lookups.labels("hit"), cache.hits)
+    _catch_up(_key_lookups.labels("miss"), cache.misses)
+    _catch_up(_key_evictions, cache.evictions)
+    _catch_up(_listener_losses, listener.losses)
+    _key_entries.set(len(cache))
+    _key_trusted.set(cache.trusted)
+    _hashes_waiting.set(hasher.waiting)
+
+
+def _catch_up(counter: Counter, total: int) -> None:
+    """Bring a counter up to a total that is kept elsewhere. A smaller one than before is another object's, from 0."""
+    before = _totals.get(counter, 0)
+    counter.inc(total - before if total >= before else total)
+    _totals[counter] = total
+
+
+_totals: dict[Counter, int] = {}
+
+
 def metrics() -> bytes:
     """Give the metrics in Prometheus's text format (CONTENT_TYPE), of all workers where there are several."""
     hand_over()
@@ -229,7 +303,7 @@ _encode = _encoder.encode
 _access = logging.getLogger("crafely.access")
 
 
-class _Access(msgspec.Struct, rename="camel"):
+class _Access(msgspec.Struct, rename="camel", gc=False):
     """The line of one request."""
 
     time: datetime

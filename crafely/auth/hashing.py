@@ -63,6 +63,8 @@ class Hasher:
             ) from None
         self._pool = ThreadPoolExecutor(settings.argon2_threads, thread_name_prefix="argon2")
         self._slots = threading.BoundedSemaphore(settings.argon2_threads + settings.argon2_queue)
+        # Secrets being hashed or waiting for it. Counted on the event loop's side, so it needs no lock.
+        self.waiting = 0
 
     async def hash(self, secret: str) -> str:
         """The encoded argon2id hash of `secret`, salted (``$argon2id$v=19$m=8192,t=1,p=1$…``). Raises Busy."""
@@ -91,7 +93,11 @@ class Hasher:
         # On the future, not around the await: a waiter that goes away while its hash runs keeps the slot until the
         # thread is free; one that goes away while queued gives it back at once. Either way exactly once.
         future.add_done_callback(lambda _: self._slots.release())
-        return await asyncio.wrap_future(future)
+        self.waiting += 1
+        try:
+            return await asyncio.wrap_future(future)
+        finally:
+            self.waiting -= 1
 
     def _hash(self, secret: str) -> str:
         try:

@@ -216,6 +216,12 @@ class KeyCache:
         if (reading := self._reading.get(key_id)) is not None:
             reading[1] = monotonic()
 
+    def flush(self) -> None:
+        """Every row has changed, or is gone."""
+        self._since = monotonic()
+        for reading in self._reading.values():
+            reading[1] = self._since
+
     @contextmanager
     def reading(self, key_id: str) -> Iterator["Reading"]:
         """Held while the row of a key is being read."""

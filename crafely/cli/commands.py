@@ -13,7 +13,8 @@ from crafely.cli.listen import ListenError
 from crafely.config import SettingsError
 from crafely.db.embedded import EmbeddedError
 from crafely.db.migration_files import MigrationError
-from crafely.db.session import DatabaseUnavailableError, WrongRoleError
+from crafely.db.query import WrongRoleError
+from crafely.db.session import DatabaseUnavailableError
 
 # What a person can mend: one line, and exit code 1. Anything else is our fault and shows its traceback.
 _EXPECTED = (

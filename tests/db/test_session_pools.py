@@ -10,7 +10,8 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg_pool import PoolTimeout
 
-from crafely.db.session import Database, DatabaseUnavailableError, Identity, Session, WrongRoleError
+from crafely.db.query import WrongRoleError
+from crafely.db.session import Database, DatabaseUnavailableError, Identity, Session
 from tests.db.statements import opened, run, statement
 
 ALICE = Identity("alice", request_id="test")

@@ -7,7 +7,8 @@ import msgspec
 import psycopg
 import pytest
 
-from crafely.db.session import Session, WrongRoleError
+from crafely.db.query import WrongRoleError
+from crafely.db.session import Session
 from crafely.store import packages
 from crafely.store.packages import Package
 
