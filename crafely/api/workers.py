@@ -15,16 +15,20 @@ from gunicorn.app.base import BaseApplication
 from gunicorn.arbiter import Arbiter
 from gunicorn.errors import HaltServer
 from gunicorn.glogging import Logger
+from psycopg.conninfo import make_conninfo
+from psycopg.pq import PGconn, Ping
 
 from crafely.api import server, telemetry
 from crafely.config import Settings
 from crafely.db.query import WrongRoleError
-from crafely.db.session import DatabaseUnavailableError
+from crafely.db.session import CONNECT_SECONDS, DatabaseUnavailableError
 
 log = logging.getLogger(__name__)
 
 # Seconds without a sign of life after which a worker is replaced.
 WORKER_TIMEOUT = 60
+# How often a worker that starts is refused by the database before it gives up, and the seconds between two attempts.
+REFUSALS, RETRY_SECONDS = 3, 0.2
 
 
 def serve(settings: Settings, url: str, sock: socket.socket, ready: Callable[[], None]) -> int:
@@ -81,11 +85,39 @@ class _Worker(GunicornUVLoopWebWorker):
             log.critical("this worker cannot start: %s", error)
             sys.exit(Arbiter.WORKER_BOOT_ERROR)
 
+    async def _run(self) -> None:
+        """Starts as soon as the database's server is there.
+
+        A worker is also started because another one has died, and the database may be away at that moment: the other
+        workers wait for it, and so does this one. That ends nothing; a server that is there and refuses us does.
+        """
+        for refused in range(1, REFUSALS + 1):
+            while self.alive and not _accepts(self.app.url):
+                log.warning("this worker waits for the database")
+                self.notify()
+                await asyncio.sleep(RETRY_SECONDS)
+            if not self.alive:
+                return
+            try:
+                await super()._run()
+            except DatabaseUnavailableError:
+                # Or it has gone, or come, since it was asked.
+                if refused == REFUSALS:
+                    raise
+                await asyncio.sleep(RETRY_SECONDS)
+            else:
+                return
+
+
+def _accepts(url: str) -> bool:
+    """Whether a server at this URL takes connections, whoever they are."""
+    return PGconn.ping(make_conninfo(url, connect_timeout=CONNECT_SECONDS).encode()) == Ping.OK
+
 
 class _Application(BaseApplication):  # type: ignore[misc]  # gunicorn ships no types
     def __init__(self, settings: Settings, url: str, sock: socket.socket, ready: Callable[[], None]) -> None:
         self._settings = settings
-        self._url = url
+        self.url = url
         self._socket = sock
         self._ready = ready
         super().__init__()
@@ -110,7 +142,7 @@ class _Application(BaseApplication):  # type: ignore[misc]  # gunicorn ships no 
         """What each worker serves, made after the fork."""
 
         async def make() -> web.AppRunner:
-            return server.runner(self._settings, self._url)
+            return server.runner(self._settings, self.url)
 
         return make
 
