@@ -7,13 +7,16 @@ BIN := $(VENV)/bin
 # Another server for the tests: PG=/usr/lib/postgresql/15/bin (its programs) or PG=postgresql://… (one that runs).
 PG ?= $(CRAFELY_TEST_POSTGRES)
 
-.PHONY: run test lint check wheel constraints clean
+.PHONY: run test torture lint check wheel constraints clean
 
 run: $(VENV)/.run  ## install, start the embedded PostgreSQL, migrate, print a key, serve
 	@exec $(BIN)/crafely serve
 
 test: $(VENV)/.dev  ## install and run every test
 	CRAFELY_TEST_POSTGRES="$(PG)" $(BIN)/python -m pytest -n 4 --dist loadfile
+
+torture: $(VENV)/.dev  ## kill -9 workers and PostgreSQL under load, twenty times; two of them are among the tests
+	TORTURE_KILLS=20 CRAFELY_TEST_POSTGRES="$(PG)" $(BIN)/python -m pytest -s -q tests/torture
 
 lint: $(VENV)/.dev  ## lint, format and types
 	$(BIN)/ruff check

@@ -1,0 +1,167 @@
+"""``kill -9`` of workers and of PostgreSQL under load: what was acknowledged is stored once, and nothing counts twice.
+
+Two kills among the other tests; ``make torture`` does twenty and prints what happened.
+"""
+
+import asyncio
+import os
+import random
+import signal
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import NamedTuple
+
+import psycopg
+import pytest
+from rich import box
+from rich.table import Table
+
+from crafely.cli import keys
+from crafely.cli.tables import show
+from crafely.config import Settings
+from crafely.db import embedded, migrate
+from tests.cli.conftest import PROGRAM, Serving, crafely, new_folder, processes, until
+from tests.torture.load import Load
+
+KILLS = int(os.environ.get("TORTURE_KILLS", "2"))
+CLIENTS, USERS, WORKERS = 48, 4, 2
+# After that long the server would have to be restarted by hand, which is a failure.
+RECOVERY_SECONDS = 60
+VICTIMS = ("postmaster and worker", "worker", "backend", "postmaster")
+
+STORED = "select metadata ->> 'marker', id, event_id from usage"
+# Events without their record, records without their event, and events that name another record.
+LEDGER = """
+    select count(*)
+    from usage_events e
+    full join (select user_id, event_id, id from usage where event_id is not null) u
+        on u.user_id = e.user_id and u.event_id = e.event_id
+    where u.id is distinct from e.usage_id
+"""
+METER = """
+    select pid from pg_stat_activity
+    where application_name = 'crafely meter'
+    order by state = 'active' desc, random()
+    limit 1
+"""
+
+
+class Kill(NamedTuple):
+    """One of them: how many requests it met, how many records had been acknowledged, and when the next answer came."""
+
+    victim: str
+    in_flight: int
+    acknowledged: int
+    seconds: float
+
+
+class Scene:
+    """A PostgreSQL that the test keeps alive, and two workers on it."""
+
+    def __init__(self, folder: Path, stack: ExitStack) -> None:
+        self._stack = stack
+        self._home = folder / "database"
+        self.url = self.start()
+        migrate.up(self.url)
+        self.keys = [
+            keys.make(Settings(), self.url, user_id=f"user_{n}", name=None, permissions=["usage:write"]).token
+            for n in range(USERS)
+        ]
+        self.variables = {"CRAFELY_DATABASE_URL": self.url}
+        self.serving = Serving(folder, "--workers", str(WORKERS), **self.variables).ready()
+
+    def start(self) -> str:
+        """Starts PostgreSQL, with fsync; where it was killed it comes back at the same place. Gives the URL."""
+        return self._stack.enter_context(embedded.running(self._home)).url
+
+    def workers(self) -> list[int]:
+        found = processes(self.serving.folder).items()
+        return sorted(pid for pid, line in found if PROGRAM in line and pid != self.serving.process.pid)
+
+    def kill(self, victim: str) -> None:
+        if "postmaster" in victim:
+            pid = int((self._home / "postgres" / "postmaster.pid").read_text().split()[0])
+            os.kill(pid, signal.SIGKILL)
+        if "worker" in victim:
+            # With the database gone, the one that takes its place begins without.
+            os.kill(random.choice(self.workers()), signal.SIGKILL)  # noqa: S311 - no secret
+        if victim == "backend":
+            with psycopg.connect(self.url) as connection:
+                os.kill(next(iter(connection.execute(METER)))[0], signal.SIGKILL)
+
+    def repair(self, victim: str) -> None:
+        """What whoever runs the database does; the server itself is left alone."""
+        if "postmaster" in victim:
+            self.start()
+        assert self.serving.process.poll() is None, self.serving.err[-3000:]
+
+
+@pytest.fixture
+def scene() -> Iterator[Scene]:
+    with new_folder() as folder, ExitStack() as stack:
+        scene = Scene(folder, stack)
+        yield scene
+        scene.serving.ctrl_c()
+        assert scene.serving.process.wait(timeout=RECOVERY_SECONDS) == 0, scene.serving.err[-5000:]
+
+
+async def torture(scene: Scene, load: Load) -> list[Kill]:
+    kills = []
+    for number in range(KILLS):
+        await load.more(500, RECOVERY_SECONDS)
+        await asyncio.sleep(random.uniform(0, 0.5))  # noqa: S311 - no secret
+        victim = VICTIMS[number % len(VICTIMS)]
+        await asyncio.to_thread(scene.kill, victim)
+        begin, in_flight, acknowledged = time.monotonic(), load.in_flight, load.acknowledged
+        await asyncio.to_thread(scene.repair, victim)
+        seconds = await load.recovered(begin, RECOVERY_SECONDS)
+        await asyncio.to_thread(until, lambda: len(scene.workers()) == WORKERS, "all workers")
+        kills.append(Kill(victim, in_flight, acknowledged, seconds))
+    await load.more(500, RECOVERY_SECONDS)
+    return kills
+
+
+async def test_what_is_acknowledged_survives_and_nothing_counts_twice(scene: Scene) -> None:
+    async with Load(scene.serving.address, scene.keys, CLIENTS) as load:
+        kills = await torture(scene, load)
+    with psycopg.connect(scene.url) as connection:
+        rows = connection.execute(STORED).fetchall()
+        wrong_events = next(iter(connection.execute(LEDGER)))[0]
+    report(kills, load, len(rows))
+
+    stored: defaultdict[str, set[str]] = defaultdict(set)
+    for marker, id_, event_id in rows:
+        assert event_id in {None, marker}
+        stored[marker].add(id_)
+    told = load.told
+    assert stored.keys() <= told.keys()
+    assert [marker for marker, one in told.items() if one.acknowledged and not stored[marker]] == []
+    assert {marker: ids for marker, ids in stored.items() if len(ids) > 1} == {}
+    assert [marker for marker, one in told.items() if one.recorded > 1] == []
+    assert [marker for marker, one in told.items() if not one.ids <= stored[marker]] == []
+    assert wrong_events == 0
+    done = crafely(scene.serving.folder, "usage", "reconcile", "--json", **scene.variables)
+    assert (done.returncode, done.stdout) == (0, "[]\n"), done
+    # The database's absence is told as what it is.
+    assert {outcome for outcome in load.outcomes if outcome.isdigit()} <= {"201", "503"}, load.outcomes
+
+
+def report(kills: list[Kill], load: Load, stored: int) -> None:
+    """What happened, for who runs it with -s."""
+    table = Table("kill -9", "requests in flight", "acknowledged before", "next answer after", box=box.SIMPLE_HEAD)
+    for kill in kills:
+        table.add_row(kill.victim, str(kill.in_flight), str(kill.acknowledged), f"{kill.seconds * 1000:.0f} ms")
+    show(table)
+    kinds = Counter(("with" if one.event else "without", one.acknowledged) for one in load.told.values())
+    table = Table("records", "event id", "acknowledged", "not acknowledged", box=box.SIMPLE_HEAD)
+    for kind in ("with", "without"):
+        table.add_row("sent", kind, str(kinds[kind, True]), str(kinds[kind, False]))
+    table.add_row("stored", "", str(stored), "")
+    show(table)
+    table = Table("requests", "count", box=box.SIMPLE_HEAD)
+    for outcome, count in load.outcomes.most_common():
+        table.add_row(outcome, str(count))
+    show(table)
