@@ -63,7 +63,7 @@ class Answer(web.StreamResponse):
         """How many bytes the body has."""
         return len(self._bytes or b"")
 
-    async def prepare(self, request: web.BaseRequest) -> None:
+    def send(self, request: web.BaseRequest) -> None:
         """Sends it. Raises ConnectionResetError, which aiohttp expects, where the client has gone."""
         transport = request.transport
         if transport is None or transport.is_closing():
@@ -83,6 +83,10 @@ class Answer(web.StreamResponse):
             data = b"%s%s\r\nContent-Length: %d\r\n%s\r\n%s" % (head, id_, len(body), extra, sent)
         self._request = request
         transport.write(data)
+
+    async def prepare(self, request: web.BaseRequest) -> None:
+        """Sends it, for whoever treats it as any response of aiohttp's."""
+        self.send(request)
 
     async def write_eof(self, data: bytes = b"") -> None:  # noqa: ARG002 - aiohttp's signature
         """Waits for a client that reads more slowly than it is written to: no more than one answer is kept for it."""

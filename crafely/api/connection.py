@@ -10,6 +10,7 @@ from aiohttp.abc import AbstractStreamWriter
 from aiohttp.http_parser import RawRequestMessage
 from aiohttp.streams import StreamReader
 
+from crafely.api.answer import Answer
 from crafely.api.dispatch import Dispatch, broken
 
 log = logging.getLogger("crafely")
@@ -99,3 +100,18 @@ class _Connection(web.RequestHandler):
         if status != 400:
             return super().handle_error(request, status, exc, message)
         return broken(request)
+
+    async def finish_response(
+        self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
+    ) -> tuple[web.StreamResponse, bool]:
+        """Sends an answer; says whether the client had gone. What aiohttp does besides is for other responses."""
+        # After a request to change the protocol, which nobody grants here, aiohttp has to pick up the rest.
+        if self._upgraded or not isinstance(resp, Answer):
+            return await super().finish_response(request, resp, start_time)
+        try:
+            resp.send(request)
+            if self.writing_paused:
+                await resp.write_eof()
+        except ConnectionError:
+            return resp, True
+        return resp, False

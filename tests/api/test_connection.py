@@ -141,6 +141,12 @@ async def test_a_hundred_requests_in_one_packet(wire: Wire) -> None:
     assert {(await wire.reply()).status for _ in range(100)} == {200}
 
 
+async def test_a_change_of_protocol_is_not_granted_and_nothing_is_lost(wire: Wire) -> None:
+    upgrade = GET.replace(b"\r\n\r\n", b"\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
+    await wire.send(GET + upgrade + GET + upgrade + GET)
+    assert [(await wire.reply()).status for _ in range(5)] == [200] * 5
+
+
 async def test_a_request_may_come_byte_by_byte(wire: Wire) -> None:
     for byte in POST + b"\r\n" + BODY:
         await wire.send(bytes([byte]))
