@@ -27,6 +27,9 @@ Answer = TypeVar("Answer")
 # Runs one statement for a batch: as many answers as items, in their order.
 Send = Callable[[Executor, list[Item]], Awaitable[Sequence[Answer]]]
 
+# An item that is to blame for these is refused, and nothing of its batch is stored. (ValueError is the client's side:
+# text that is not Unicode; the limit is that of a batch whose items are too large together.)
+_REFUSED = (psycopg.DataError, psycopg.IntegrityError, psycopg.errors.ProgramLimitExceeded, ValueError)
 # Seconds before a connection that could not be made is tried again: at first, and at most.
 _PAUSE, _LONGEST_PAUSE = 0.05, 1.0
 
@@ -112,10 +115,15 @@ class Coalescer(Generic[Item, Answer]):
                 try:
                     await channel.open()
                     pause = 0.0
-                except (psycopg.Error, OSError) as error:
-                    log.warning("no connection as %s: %s", channel.role, str(error).splitlines()[0])
-                    waiting, self._waiting = self._waiting, []
-                    self._fail(waiting, DatabaseUnavailableError(str(error)))
+                except Exception as error:
+                    # Whatever it is: a worker that ends here would let callers wait for ever.
+                    log.warning("no connection as %s: %s", channel.role, _line(error))
+                    if all(other.lost for other in self._channels):
+                        waiting, self._waiting = self._waiting, []
+                        self._fail(waiting, DatabaseUnavailableError(_line(error)))
+                    elif self._idle:
+                        # What this worker was woken for is another's now.
+                        self._idle.pop().set_result(None)
                     pause = min(max(2 * pause, _PAUSE), _LONGEST_PAUSE)
                     await asyncio.sleep(pause)
                     continue
@@ -132,7 +140,9 @@ class Coalescer(Generic[Item, Answer]):
         self.batches += 1
         try:
             answers = await self._send(channel, [item for item, _ in batch])
-        except (psycopg.DataError, psycopg.IntegrityError) as error:
+            if len(answers) != len(batch):
+                raise RuntimeError(f"{len(batch)} were asked, and {len(answers)} answered")  # noqa: TRY301 - told below
+        except _REFUSED as error:
             if len(batch) == 1:
                 self._fail(batch, error)
                 return
@@ -145,8 +155,8 @@ class Coalescer(Generic[Item, Answer]):
                 # To the front, for a new connection; lost twice, they are told.
                 try:
                     await channel.open()
-                except (psycopg.Error, OSError) as failed:
-                    self._fail(batch, DatabaseUnavailableError(str(failed)))
+                except Exception as failed:
+                    self._fail(batch, DatabaseUnavailableError(_line(failed)))
                     return
                 await self._answer(channel, batch, False)
                 return
@@ -161,3 +171,7 @@ class Coalescer(Generic[Item, Answer]):
         for _, future in batch:
             if not future.done():
                 future.set_exception(error)
+
+
+def _line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)

@@ -98,15 +98,24 @@ class Halves:
         try:
             yield make_conninfo(**{**self._server, "host": "127.0.0.1", "port": port, "sslmode": "disable"})
         finally:
-            self.release.set()
-            # A thread that waits in accept or recv notices only a shutdown.
-            for one in (self._listener, *self._sockets):
-                with suppress(OSError):
-                    one.shutdown(socket.SHUT_RDWR)
+            self._shut(self._listener)
+            self.cut()
             for thread in self._threads:
                 thread.join()
             for one in (self._listener, *self._sockets):
                 one.close()
+
+    def cut(self) -> None:
+        """Ends every connection; what was kept back is lost."""
+        for one in self._sockets:
+            self._shut(one)
+        self.release.set()
+
+    @staticmethod
+    def _shut(one: socket.socket) -> None:
+        # A thread that waits in accept or recv notices only this.
+        with suppress(OSError):
+            one.shutdown(socket.SHUT_RDWR)
 
     def _start(self, target: Any, *args: Any) -> None:
         self._threads.append(threading.Thread(target=target, args=args))

@@ -227,13 +227,16 @@ async def given_up(channel: Channel, superuser: psycopg.Connection) -> None:
         await task
 
 
+LARGE = "select pg_backend_pid(), length($1::text)"
+
+
 async def given_up_while_it_is_sent(channel: Channel, superuser: psycopg.Connection) -> None:
-    [(pid,)] = await run(channel, "select pg_backend_pid()")
+    [(pid, _)] = await run(channel, LARGE, "small")
     with frozen(pid):
-        task = asyncio.create_task(run(channel, "select length($1::text)", "x" * 8_000_000))
-        # It is larger than what a socket takes from a client that is not read.
-        for _ in range(10):
-            await asyncio.sleep(0.001)
+        task = asyncio.create_task(run(channel, LARGE, "x" * 8_000_000))
+        await asyncio.sleep(0)
+        # It is larger than what a socket takes while nobody reads.
+        assert channel._pgconn.flush() == 1
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
@@ -256,10 +259,10 @@ async def silent(channel: Channel, superuser: psycopg.Connection) -> None:
 
 
 async def silent_while_it_is_sent(channel: Channel, superuser: psycopg.Connection) -> None:
-    [(pid,)] = await run(channel, "select pg_backend_pid()")
+    [(pid, _)] = await run(channel, LARGE, "small")
     channel._seconds, usual = 0.1, channel._seconds
     with frozen(pid), pytest.raises(psycopg.OperationalError, match="the server does not answer"):
-        await run(channel, "select length($1::text)", "x" * 8_000_000)
+        await run(channel, LARGE, "x" * 8_000_000)
     channel._seconds = usual
 
 
@@ -291,11 +294,13 @@ def test_the_statement_after_a_lost_connection_gets_its_own_answer(
                 [(before,)] = await run(channel, "select pg_backend_pid()")
                 await harm(channel, superuser)
                 assert channel.lost
-                # The number of the socket is the next one's, whosoever: the loop must have forgotten it. (uvloop does not say.)
+                # The number of the socket is the next one's, whosoever: the loop must have forgotten it. (uvloop does
+                # not say.)
                 loop = asyncio.get_running_loop()
                 assert True not in {loop.remove_reader(channel._socket), loop.remove_writer(channel._socket)}
                 end_all(superuser, "crafely app")
                 assert await run(channel, "select $1::integer", number) == [(number,)]
+                assert list(channel._prepared) == ["select $1::integer"]
                 assert await run(channel, "select pg_backend_pid()") != [(before,)]
                 assert not channel.lost
             await channel.close()
@@ -323,6 +328,20 @@ async def test_a_task_that_is_cancelled_when_its_answer_is_there_leaves_the_conn
         await task
     assert not channel.lost
     assert await run(channel, "select 'next'") == [("next",)]
+
+
+async def test_an_answer_in_time_ends_the_wait_for_it(channel: Channel, monkeypatch: pytest.MonkeyPatch) -> None:
+    loop, timers = asyncio.get_running_loop(), []
+    call_later = loop.call_later
+
+    def noting(*args: Any, **kwargs: Any) -> asyncio.TimerHandle:
+        timers.append(call_later(*args, **kwargs))
+        return timers[-1]
+
+    monkeypatch.setattr(loop, "call_later", noting)
+    await run(channel, "select 1")
+    assert len(timers) == 2
+    assert all(timer.cancelled() for timer in timers)
 
 
 async def test_a_database_that_is_gone_is_an_error_and_nothing_more_when_it_is_back(
