@@ -16,7 +16,7 @@ from crafely.cli import bench
 from crafely.cli.commands import run
 from crafely.config import Settings
 from tests.bench.conftest import ROWS, facts
-from tests.cli.conftest import Serving, new_folder
+from tests.cli.conftest import Serving, crafely, new_folder
 
 KEPT, BROKEN = Bound("kept", ">=", 1.0, 2.0), Bound("broken", ">=", 2.0, 1.0)
 
@@ -74,6 +74,18 @@ def test_wrong_usage_is_told_before_anything_is_measured(
     with pytest.raises(SystemExit, match="2"):
         run(["bench", *arguments])
     assert words in capsys.readouterr().err
+
+
+def test_on_a_server_of_its_own_with_nothing_prepared() -> None:
+    with new_folder() as folder:
+        options = ["--max", "1000", "--rounds", "1", "--seconds", "0.1", "--html", "page.html", "--svg", "picture.svg"]
+        done = crafely(folder, "bench", "growth", *options, "--check")
+        # There is one size, which costs what it costs.
+        assert (done.returncode, done.stderr) == (0, "")
+        assert "lookup of a key" in done.stdout
+        assert (folder / "picture.svg").read_text().startswith("<svg ")
+        assert (folder / ".crafely").stat().st_mode & 0o007 in {0, 1}, "nobody else reads the data"
+        assert list((folder / ".crafely").iterdir()) == [folder / ".crafely" / "bench"]
 
 
 def test_somebody_elses_server(

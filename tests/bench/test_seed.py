@@ -2,12 +2,13 @@
 
 import psycopg
 import pytest
-from psycopg.conninfo import conninfo_to_dict
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from rich.progress import Progress
 
 from crafely.auth import keys
 from crafely.bench import BenchError, seed
 from crafely.bench.place import Place
+from crafely.bench.place import place as place_at
 from crafely.config import Settings
 
 
@@ -63,3 +64,13 @@ def test_a_database_of_somebody_else_is_left_alone(place: Place, database_url: s
         Place(place.url, None, prefix).database(rest)
     with psycopg.connect(database_url) as connection:
         assert connection.execute("select to_regnamespace('crafely_bench')").fetchone() == (None,)
+
+
+def test_it_takes_a_superuser(settings: Settings, database_url: str) -> None:
+    with place_at(settings, database_url) as found:
+        assert found.url == database_url
+    with (
+        pytest.raises(BenchError, match="needs a superuser"),
+        place_at(settings, make_conninfo(database_url, options="-c role=crafely_app")),
+    ):
+        pass
