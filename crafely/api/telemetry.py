@@ -1,8 +1,8 @@
 """What an operator sees: one JSON line in the log for each request, and the metrics that Prometheus scrapes.
 
-Both are kept in plain Python where requests are served and handed over together: to the log once in each round of the
-event loop, to prometheus-client once a second and before each scrape. One call of its observe() costs more than a
-request's whole way through router and handler. What hand_over has not seen when a process is killed is lost.
+Both are kept in plain Python where requests are served and handed over together: to the log after some milliseconds, to
+prometheus-client once a second and before each scrape. One write, or one call of its observe(), costs as much as a
+request's whole way through router and handler. What has not been handed over when a process is killed is lost.
 
 Several workers: set PROMETHEUS_MULTIPROC_DIR to an empty folder before this module is imported (prometheus-client reads
 it then), and call mark_dead for each worker that ends.
@@ -36,6 +36,8 @@ CONTENT_TYPE = CONTENT_TYPE_LATEST
 
 # Seconds. Lookups answer within one millisecond, an argon2 hash takes five, the time limits are some seconds.
 _BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+# Seconds that an access line waits for others. A round of the event loop often has but one of them.
+_LOG_DELAY = 0.01
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 # API keys and JSON web tokens, as they might stand in an exception's text.
 _SECRET = re.compile(r"\bcrf_[a-z]{2,8}_[0-9A-Za-z_]+|\beyJ[\w-]{8,}\.[\w.-]*")
@@ -320,16 +322,11 @@ class _Access(msgspec.Struct, rename="camel", gc=False):
 
 
 class _Output:
-    """Where access lines go: the stream that configure_logging was given. One write for all of a round of the loop."""
+    """Where access lines go: the stream that configure_logging was given. One write for all of some milliseconds."""
 
     def __init__(self) -> None:
         self.stream: TextIO | None = None
         self.lines: list[_Access] = []
-        self.now = datetime.now(UTC)
-
-    def begin(self) -> None:
-        self.now = datetime.now(UTC)
-        asyncio.get_running_loop().call_soon(self.flush)
 
     def flush(self) -> None:
         lines, self.lines = self.lines, []
@@ -349,10 +346,10 @@ def log_request(request_id: str, method: str, route: str, status: int, seconds: 
         return
     user_id, key_id = (caller.user_id, caller.api_key_id) if caller is not None else (None, None)
     if not _output.lines:
-        _output.begin()
+        asyncio.get_running_loop().call_later(_LOG_DELAY, _output.flush)
     # round() would take longer than all the rest of this function.
-    ms = int(seconds * 1e6) / 1e3
-    line = _Access(_output.now, "info", _access.name, "request", request_id, method, route, status, ms, user_id, key_id)
+    now, ms = datetime.now(UTC), int(seconds * 1e6) / 1e3
+    line = _Access(now, "info", _access.name, "request", request_id, method, route, status, ms, user_id, key_id)
     _output.lines.append(line)
 
 

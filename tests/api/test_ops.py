@@ -42,6 +42,7 @@ def log() -> Iterator[io.StringIO]:
 
 
 def lines(log: io.StringIO) -> list[dict[str, Any]]:
+    telemetry.hand_over()
     return [json.loads(line) for line in log.getvalue().splitlines()]
 
 
@@ -243,6 +244,7 @@ async def test_no_secret_reaches_log_audit_or_answer_wherever_it_is_put(api: Api
         said = b"".join(answer.raw for answer in answers[2:])
         assert secret[:40].encode() not in said
         assert all(secret not in answer.headers.values() for answer in answers)
+    assert lines(log)
     trail = json.dumps(api.server.sql("select new::text, request_id from audit_log"))
     for secret in (key, session, api.alice.token):
         assert secret[-30:] not in log.getvalue()
