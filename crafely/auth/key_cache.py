@@ -155,12 +155,12 @@ class KeyCache:
         self._since = math.inf
 
     def digest(self, token: str) -> bytes:
-        """Under which a token is kept."""
-        return blake2b(token.encode(), key=self._key, digest_size=DIGEST_BYTES).digest()
+        """Under which a token is kept. Any text will do: a header may hold bytes that are no UTF-8."""
+        return blake2b(token.encode("utf-8", "surrogatepass"), key=self._key, digest_size=DIGEST_BYTES).digest()
 
     def recall(self, token: str) -> Entry | None:
         """The entry of a token whose row is believed now; None where somebody has to look."""
-        digest = blake2b(token.encode(), key=self._key, digest_size=DIGEST_BYTES).digest()
+        digest = blake2b(token.encode("utf-8", "surrogatepass"), key=self._key, digest_size=DIGEST_BYTES).digest()
         entry = self._good.get(digest)
         if entry is not None:
             read_at = entry.read_at

@@ -6,7 +6,7 @@ import math
 from collections.abc import Awaitable, Callable
 
 from crafely.auth import keys
-from crafely.auth.hashing import Busy, Hasher, Verdict
+from crafely.auth.hashing import Busy, Hasher
 from crafely.auth.key_cache import Entry, KeyCache, KeyRecord
 
 log = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ class Verifier:
         self._lookup = lookup
         self._rehash = rehash
         # argon2 at work, by token and hash: whoever comes meanwhile with the same waits for the same.
-        self._at_work: dict[tuple[bytes, str | None], asyncio.Task[Verdict]] = {}
+        self._at_work: dict[tuple[bytes, str | None], asyncio.Task[None]] = {}
         self.recall = cache.recall
 
     async def examine(self, token: str) -> Entry | None:
@@ -59,25 +59,29 @@ class Verifier:
                     # It may be what was before the change: look again, and let nobody believe it meanwhile.
                     entry.read_at = -math.inf
             if entry is None:
-                verdict = await self._try(digest, against, parsed.secret)
-                self._cache.keep(Entry(digest, parsed.key_id, against, fits=verdict.ok))
-                if verdict.outdated and record is not None:
-                    await self._renew_hash(record, parsed.secret)
+                await self._learn(digest, parsed, record)
         if entry is None:
             raise Busy("the key's hash changes faster than it can be tried")
         return entry
 
-    async def _try(self, digest: bytes, against: str | None, secret: str) -> Verdict:
-        """Tries a secret on a hash (None: on a dummy, which takes as long)."""
-        name = (digest, against)
+    async def _learn(self, digest: bytes, parsed: keys.ParsedKey, record: KeyRecord | None) -> None:
+        name = (digest, record.hashed_key if record is not None else None)
         task = self._at_work.get(name)
         if task is None:
-            task = self._at_work[name] = asyncio.create_task(self._hasher.verify(against, secret))
+            task = self._at_work[name] = asyncio.create_task(self._try(digest, parsed, record))
             task.add_done_callback(lambda done: self._done(name, done))
         # Whoever leaves does not take the work away from the others.
-        return await asyncio.shield(task)
+        await asyncio.shield(task)
 
-    def _done(self, name: tuple[bytes, str | None], task: "asyncio.Task[Verdict]") -> None:
+    async def _try(self, digest: bytes, parsed: keys.ParsedKey, record: KeyRecord | None) -> None:
+        """Tries a secret on a row's hash (no row: on a dummy, which takes as long), and keeps what came of it."""
+        against = record.hashed_key if record is not None else None
+        verdict = await self._hasher.verify(against, parsed.secret)
+        self._cache.keep(Entry(digest, parsed.key_id, against, fits=verdict.ok))
+        if verdict.outdated and record is not None:
+            await self._renew_hash(record, parsed.secret)
+
+    def _done(self, name: tuple[bytes, str | None], task: "asyncio.Task[None]") -> None:
         del self._at_work[name]
         if not task.cancelled():
             task.exception()  # looked at, so that asyncio does not complain when everybody has left

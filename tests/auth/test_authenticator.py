@@ -3,46 +3,16 @@ from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from typing import get_args
 
-import msgspec
 import pytest
 
-from crafely.auth import _REASONS, Authenticator, Caller, Denied, KeyRecord, keys
+from crafely.auth import _REASONS, Authenticator, Caller, Denied, KeyCache, Verifier, keys
 from crafely.auth.clerk import _FAULTS, Clerk, Fault, Unavailable
 from crafely.auth.hashing import Busy, Hasher
 from crafely.config import Settings
 from tests.auth.conftest import JwksServer, Signer
+from tests.auth.table import Row, Table, with_secret
 
-
-class Row(msgspec.Struct, frozen=True, kw_only=True):
-    id: str
-    key_id: str
-    hashed_key: str
-    user_id: str = "user_2b"
-    permissions: tuple[str, ...] = ("agents:read",)
-    active: bool = True
-    expires_at: datetime | None = None
-
-
-class Table:
-    """Stands where the store will: rows by key id, and a note of what was asked of it."""
-
-    def __init__(self) -> None:
-        self.rows: dict[str, Row] = {}
-        self.looked_up: list[str] = []
-        self.seen: list[str] = []
-        self.broken: Exception | None = None
-
-    async def lookup(self, key_id: str) -> Row | None:
-        self.looked_up.append(key_id)
-        return self.rows.get(key_id)
-
-    async def rehash(self, record: KeyRecord, hashed_key: str) -> None:
-        if self.broken is not None:
-            raise self.broken
-        self.change(record.key_id, hashed_key=hashed_key)
-
-    def change(self, key_id: str, **changes: object) -> None:
-        self.rows[key_id] = msgspec.structs.replace(self.rows[key_id], **changes)
+PAST = datetime(2020, 1, 1, tzinfo=UTC)
 
 
 @pytest.fixture
@@ -58,10 +28,15 @@ async def hasher() -> AsyncIterator[Hasher]:
 
 
 @pytest.fixture
-async def authenticator(table: Table, hasher: Hasher, clerk: Clerk) -> Authenticator:
-    return Authenticator(
-        hasher, clerk, admins=("user_boss",), lookup=table.lookup, seen=table.seen.append, rehash=table.rehash
-    )
+def cache() -> KeyCache:
+    """Nobody tells it of changes, so every row is read anew."""
+    return KeyCache(size=100, seconds=60)
+
+
+@pytest.fixture
+async def authenticator(table: Table, hasher: Hasher, cache: KeyCache, clerk: Clerk) -> Authenticator:
+    verifier = Verifier(hasher, cache, lookup=table.lookup, rehash=table.rehash)
+    return Authenticator(verifier, clerk, admins=("user_boss",), seen=table.seen.append)
 
 
 @pytest.fixture
@@ -78,23 +53,39 @@ async def denial(authenticator: Authenticator, token: str) -> str:
     return caught.value.code
 
 
-def with_secret(token: str, secret: str) -> str:
-    """The token with another secret and the CRC that belongs to it."""
-    body = token[: -keys.CRC_LENGTH - keys.SECRET_LENGTH] + secret
-    return body + keys._crc(body)
-
-
 async def test_a_key_becomes_a_caller(authenticator: Authenticator, table: Table, key: keys.NewKey) -> None:
     assert await authenticator.authenticate(key.token) == Caller(
         user_id="user_2b", permissions=frozenset({"agents:read"}), api_key_id="key_1"
     )
-    assert table.looked_up == [key.key_id]
+    # Once for the hash to try the secret on, and once for what the row says after that.
+    assert table.looked_up == [key.key_id] * 2
     assert table.seen == ["key_1"]
 
 
-async def test_the_row_of_a_key_can_be_had(authenticator: Authenticator, table: Table, key: keys.NewKey) -> None:
-    record: KeyRecord = await authenticator.check_key(key.token)
-    assert record is table.rows[key.key_id]
+async def test_a_key_that_is_remembered_is_known_at_once_and_only_while_it_is_good(
+    authenticator: Authenticator, table: Table, cache: KeyCache, key: keys.NewKey
+) -> None:
+    cache.trust()
+    wrong = with_secret(key.token, "x" * 32)
+    assert authenticator.known(key.token) is None
+    caller = await authenticator.authenticate(key.token)
+    assert await denial(authenticator, wrong) == "NOT_FOUND"
+    looked_up = list(table.looked_up)
+    assert [authenticator.known(token) for token in (key.token, wrong, "crf_", "a.b.c")] == [caller, None, None, None]
+    assert await authenticator.authenticate(key.token) == caller
+    assert await denial(authenticator, wrong) == "NOT_FOUND"
+    assert table.looked_up == looked_up
+    assert table.seen == ["key_1"] * 3
+
+    for changes, code in (({"active": False}, "REVOKED"), ({"active": True, "expires_at": PAST}, "EXPIRED")):
+        table.change(key.key_id, **changes)
+        cache.evict(key.key_id)
+        assert authenticator.known(key.token) is None
+        # Remembered or not.
+        assert await denial(authenticator, key.token) == code
+        assert await denial(authenticator, key.token) == code
+        assert authenticator.known(key.token) is None
+    assert table.seen == ["key_1"] * 3
 
 
 async def test_a_session_becomes_a_caller(authenticator: Authenticator, signer: Signer) -> None:
@@ -124,8 +115,8 @@ async def test_unknown_ids_and_wrong_secrets_look_the_same(
     ("changes", "code"),
     [
         ({"active": False}, "REVOKED"),
-        ({"expires_at": datetime(2020, 1, 1, tzinfo=UTC)}, "EXPIRED"),
-        ({"active": False, "expires_at": datetime(2020, 1, 1, tzinfo=UTC)}, "REVOKED"),
+        ({"expires_at": PAST}, "EXPIRED"),
+        ({"active": False, "expires_at": PAST}, "REVOKED"),
     ],
 )
 async def test_only_the_holder_learns_that_a_key_has_ended(

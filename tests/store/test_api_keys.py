@@ -1,6 +1,7 @@
 """API keys: made, found, changed, revoked, touched."""
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -8,6 +9,8 @@ import msgspec
 import psycopg
 import pytest
 
+from crafely.db.channel import Channel
+from crafely.db.query import Result, Statement
 from crafely.db.session import Database, Identity, Session
 from crafely.store import api_keys, usage
 from crafely.store.api_keys import ApiKey, KeyRecord
@@ -64,7 +67,7 @@ async def test_a_key_is_nobody_elses(alice: Session, bob: Session, key: ApiKey) 
     for session, user_id in ((bob, "bob"), (bob, "alice"), (alice, "bob")):
         assert await api_keys.get(session, id=key.id, user_id=user_id) is None
         assert await api_keys.update(session, id=key.id, user_id=user_id, changes=msgspec.Raw(b'{"name":"x"}')) is None
-        assert await api_keys.revoke(session, id=key.id, user_id=user_id) == 0
+        assert await api_keys.revoke(session, id=key.id, user_id=user_id) is None
         assert await api_keys.rehash(session, id=key.id, user_id=user_id, hashed_key="x") == 0
     assert await api_keys.get(alice, id=key.id, user_id="alice") == key
 
@@ -92,8 +95,8 @@ async def test_a_revoked_key_stays_and_stays_revoked(alice: Session, key: ApiKey
     other = await make_key(alice, "alice", "other")
     await usage.record(alice, records=msgspec.Raw(msgspec.json.encode([{"user_id": "alice", "api_key_id": key.id}])))
 
-    assert await api_keys.revoke(alice, id=key.id, user_id="alice") == 1
-    assert await api_keys.revoke(alice, id=key.id, user_id="alice") == 1
+    assert await api_keys.revoke(alice, id=key.id, user_id="alice") == key.key_id
+    assert await api_keys.revoke(alice, id=key.id, user_id="alice") == key.key_id
     changed = await api_keys.update(alice, id=key.id, user_id="alice", changes=msgspec.Raw(b'{"active": true}'))
 
     assert changed is not None
@@ -118,6 +121,31 @@ async def test_keys_are_looked_up_for_any_user_revoked_ones_too(
     }
     assert len(found) == 2
     assert await api_keys.lookup(auth, key_ids=[]) == []
+
+
+async def test_callers_who_look_up_at_once_share_statements_and_get_each_his_own_key(
+    database: Database, superuser: psycopg.Connection, key: ApiKey, key_of_bob: ApiKey
+) -> None:
+    asked: list[list[str]] = []
+
+    class Noting(Channel):
+        async def execute(self, statement: Statement, values: Sequence[Any]) -> Result:
+            asked.append(values[0])
+            return await super().execute(statement, values)
+
+    lookups = api_keys.lookups(database, queue=1000)
+    for channel in lookups._channels:
+        channel.__class__ = Noting
+    await lookups.open()
+    wanted = [key.key_id, "unknown", key_of_bob.key_id] * 100
+    found = await asyncio.gather(*map(lookups.ask, wanted))
+    await lookups.close()
+
+    assert [row.key_id if row is not None else "unknown" for row in found] == wanted
+    assert {(row.id, row.user_id) for row in found if row is not None} == {(key.id, "alice"), (key_of_bob.id, "bob")}
+    # Three statements of at most 128 callers, and no key twice in one of them.
+    assert len(asked) == 3
+    assert all(sorted(key_ids) == sorted(set(wanted)) for key_ids in asked)
 
 
 async def test_the_hash_never_shows_where_a_record_is_printed(auth: Session, key: ApiKey) -> None:
