@@ -278,6 +278,8 @@ async def test_closing_ends_it_while_it_connects_again(
     ear.listener._connect = connect
     end(superuser, *backends(superuser, APPLICATION))
     await waiting.wait()
+    # The number of the socket is the next one's, whosoever: the loop must have forgotten it.
+    assert asyncio.get_running_loop().remove_reader(ear.listener._socket) is False
     async with asyncio.timeout(10):
         await ear.listener.close()
     assert ear.told == ["up", "down"]
