@@ -15,13 +15,11 @@ from gunicorn.app.base import BaseApplication
 from gunicorn.arbiter import Arbiter
 from gunicorn.errors import HaltServer
 from gunicorn.glogging import Logger
-from psycopg.conninfo import make_conninfo
-from psycopg.pq import PGconn, Ping
 
 from crafely.api import server, telemetry
 from crafely.config import Settings
 from crafely.db.query import WrongRoleError
-from crafely.db.session import CONNECT_SECONDS, DatabaseUnavailableError
+from crafely.db.session import DatabaseUnavailableError, accepts
 
 log = logging.getLogger(__name__)
 
@@ -92,7 +90,7 @@ class _Worker(GunicornUVLoopWebWorker):
         workers wait for it, and so does this one. That ends nothing; a server that is there and refuses us does.
         """
         for refused in range(1, REFUSALS + 1):
-            while self.alive and not _accepts(self.app.url):
+            while self.alive and not accepts(self.app.url):
                 log.warning("this worker waits for the database")
                 self.notify()
                 await asyncio.sleep(RETRY_SECONDS)
@@ -107,11 +105,6 @@ class _Worker(GunicornUVLoopWebWorker):
                 await asyncio.sleep(RETRY_SECONDS)
             else:
                 return
-
-
-def _accepts(url: str) -> bool:
-    """Whether a server at this URL takes connections, whoever they are."""
-    return PGconn.ping(make_conninfo(url, connect_timeout=CONNECT_SECONDS).encode()) == Ping.OK
 
 
 class _Application(BaseApplication):  # type: ignore[misc]  # gunicorn ships no types

@@ -15,7 +15,8 @@ from typing import Any
 import msgspec
 import psycopg
 from psycopg import AsyncConnection, AsyncPipeline, AsyncRawCursor
-from psycopg.conninfo import conninfo_to_dict
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.pq import PGconn, Ping
 from psycopg_pool import AsyncConnectionPool
 
 from crafely.db.adapters import ADAPTERS
@@ -227,6 +228,11 @@ class Database:
     def channel(self, role: str) -> Channel:
         """A dedicated connection of a role that works for any user. Not connected yet."""
         return Channel(lambda: self.connect(role), role, self._statement_timeout + _SILENCE, self._observe)
+
+
+def accepts(url: str) -> bool:
+    """Whether a server at this URL takes connections, whatever it has against ours. Waits for it, some seconds."""
+    return PGconn.ping(make_conninfo(url, connect_timeout=CONNECT_SECONDS).encode()) == Ping.OK
 
 
 def unavailable(url: str, error: psycopg.Error) -> str:
