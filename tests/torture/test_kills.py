@@ -75,7 +75,10 @@ class Scene:
 
     def start(self) -> str:
         """Starts PostgreSQL, with fsync; where it was killed it comes back at the same place. Gives the URL."""
-        return self._stack.enter_context(embedded.running(self._home)).url
+        named = os.environ.get("CRAFELY_TEST_POSTGRES", "")
+        # A server that somebody else runs is not killed here.
+        programs = Path(named) if named and not named.startswith("postgres") else None
+        return self._stack.enter_context(embedded.running(self._home, postgres_bin=programs)).url
 
     def workers(self) -> list[int]:
         found = processes(self.serving.folder).items()
@@ -89,8 +92,10 @@ class Scene:
             # With the database gone, the one that takes its place begins without.
             os.kill(random.choice(self.workers()), signal.SIGKILL)  # noqa: S311 - no secret
         if victim == "backend":
+            # Ours would be ended with all others, so it is closed first.
             with psycopg.connect(self.url) as connection:
-                os.kill(next(iter(connection.execute(METER)))[0], signal.SIGKILL)
+                pid = next(iter(connection.execute(METER)))[0]
+            os.kill(pid, signal.SIGKILL)
 
     def repair(self, victim: str) -> None:
         """What whoever runs the database does; the server itself is left alone."""
