@@ -18,6 +18,7 @@ import uvloop
 from psycopg.conninfo import conninfo_to_dict
 from rich.progress import Progress
 
+from crafely.auth.lookups import lookups
 from crafely.bench import BenchError, pgbench
 from crafely.bench.place import Place
 from crafely.bench.report import Bound, Ratio, Report, SideResult, facts, results
@@ -204,12 +205,12 @@ async def _database(url: str, settings: Settings) -> AsyncIterator[Database]:
 @asynccontextmanager
 async def _coalesced(database: Database) -> AsyncIterator[Ask]:
     """What the API asks."""
-    lookups = api_keys.lookups(database, queue=QUEUE)
-    await lookups.open()
+    coalescer = lookups(database, queue=QUEUE)
+    await coalescer.open()
     try:
-        yield lookups.ask
+        yield coalescer.ask
     finally:
-        await lookups.close()
+        await coalescer.close()
 
 
 def _pooled(database: Database) -> Ask:

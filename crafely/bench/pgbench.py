@@ -11,12 +11,12 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from crafely.bench import BenchError
 from crafely.bench.rounds import Sample
-from crafely.bench.seed import BASE
+from crafely.bench.seed import BASE, RANGE, STEP, ZEROS
 from crafely.db.query import statements
 
 # Of ten transactions one is logged with its latency: that much costs pgbench nothing that can be measured.
 LOGGED = 0.1
-# A bijection of 1 … n onto itself for any n below this prime: the keys that are asked for most are then no neighbours.
+# A bijection of 1 … n onto itself for any n below this prime: the rows that are asked for most are then no neighbours.
 SCATTER = 15_485_863
 
 
@@ -30,7 +30,7 @@ def script(rows: int, zipf: float | None) -> str:
     if one == text:
         raise BenchError("the lookup is not what the bench takes it for: it finds no «any($1::text[])» in it")
     draw = f"random(1, {rows})" if zipf is None else f"1 + (random_zipfian(1, {rows}, {zipf}) * {SCATTER}) % {rows}"
-    return f"\\set key_id {BASE} + {draw}\n{one};\n"
+    return f"\\set n {draw}\n\\set key_id {BASE} + :n * {STEP} % {RANGE} * {ZEROS}\n{one};\n"
 
 
 async def measure(program: Path, url: str, text: str, clients: int, seconds: float) -> Sample:

@@ -1,7 +1,9 @@
 """What is in the bench's databases: keys and usage that follow from a number, so that any program can ask for them.
 
-Key number n has key_id 1000000000000000 + n, which pgbench can compute. Ten keys belong to a user: number n to
-``user_<(n - 1) // 10>``. All have one secret, made at random for each database, so that any of them can be presented.
+A key's public half is a number of sixteen digits that pgbench can compute, too. Like random ones, neighbours differ in
+their first digits: the index of keys with a long common beginning would be a different one. Ten keys belong to a user:
+number n to ``user_<(n - 1) // 10>``. All have one secret, made at random for each database, so that any of them can be
+presented.
 """
 
 import asyncio
@@ -21,7 +23,9 @@ from crafely.bench import BenchError, statement
 from crafely.bench.place import connect, execute
 from crafely.config import Settings
 
-BASE = 10**15
+# key_id = BASE + n * STEP % RANGE * ZEROS. The step is the golden ratio's part of the range, which spreads any count of
+# numbers evenly, and has no divisor with it, so that no two meet. Within 64 bits up to a hundred million.
+BASE, STEP, RANGE, ZEROS = 10**15, 61_803_398_873, 10**11, 10**4
 KEYS_PER_USER = 10
 # As statements/seed_usage.sql has it.
 USAGE_PER_USER = 1000
@@ -46,7 +50,7 @@ class Seed(msgspec.Struct, frozen=True):
 
 def key_id(number: int) -> str:
     """The public half of a key."""
-    return str(BASE + number)
+    return str(BASE + number * STEP % RANGE * ZEROS)
 
 
 def row_id(number: int) -> str:
@@ -67,17 +71,21 @@ def seed(url: str, settings: Settings, progress: Progress, *, keys: int, usage_r
     """
     with connect(url) as connection:
         found = _read(connection) or _begin(connection, settings)
-        with _hasher(settings) as hasher:
-            if asyncio.run(hasher.verify(found.hashed_key, found.secret)).outdated:
-                raise BenchError("the database was seeded with another cost of argon2: set it as it was, or drop it")
+        _check(connection, found, settings)
         if found.keys > keys or (usage_records and found.usage_records > usage_records):
-            raise BenchError(f"the database holds {found.keys} keys and {found.usage_records} records: drop it")
+            raise BenchError(
+                f"{connection.info.dbname} holds {found.keys} keys and {found.usage_records} records, which is more "
+                "than is wanted: drop the database"
+            )
         if found.keys < keys or found.usage_records < usage_records:
             execute(connection, "fast_seed")
         if found.keys < keys:
             _keys(connection, found, keys, progress)
+        execute(connection, "after_keys")
         if found.usage_records < usage_records:
             _usage(connection, found, usage_records, progress)
+        with _shown(progress, "reading it all once"):
+            execute(connection, "read_all")
         done = _read(connection)
     if done is None:
         raise BenchError("somebody else has emptied the database")
@@ -87,6 +95,18 @@ def seed(url: str, settings: Settings, progress: Progress, *, keys: int, usage_r
 def _read(connection: psycopg.Connection[TupleRow]) -> Seed | None:
     row = execute(connection, "seeded").fetchone()
     return None if row is None else Seed(*row)
+
+
+def _check(connection: psycopg.Connection[TupleRow], found: Seed, settings: Settings) -> None:
+    """Raises BenchError when what is there is not what would be made now."""
+    with _hasher(settings) as hasher:
+        outdated = asyncio.run(hasher.verify(found.hashed_key, found.secret)).outdated
+    if outdated:
+        # Each key would be hashed again when it is first presented.
+        raise BenchError(f"{connection.info.dbname} was seeded with another cost of argon2: set it so, or drop it")
+    first = execute(connection, "first_key", row_id(1)).fetchone()
+    if first not in {None, (key_id(1),)}:
+        raise BenchError(f"{connection.info.dbname} was seeded by another release: drop the database")
 
 
 @contextmanager
@@ -110,6 +130,8 @@ def _begin(connection: psycopg.Connection[TupleRow], settings: Settings) -> Seed
 
 
 def _keys(connection: psycopg.Connection[TupleRow], found: Seed, count: int, progress: Progress) -> None:
+    if found.keys == 0:
+        execute(connection, "before_keys")
     task = progress.add_task(f"seeding {count:,} keys", total=count, completed=found.keys)
     for first in range(found.keys + 1, count + 1, CHUNK):
         last = min(first + CHUNK - 1, count)
@@ -121,8 +143,10 @@ def _keys(connection: psycopg.Connection[TupleRow], found: Seed, count: int, pro
                     copy.write("".join(f"{row_id(n)}\t{key_id(n)}{tail}{user_id(n)}\n" for n in numbers))
             execute(connection, "set_keys", last)
         progress.update(task, completed=last)
-    _settle(connection, "api_keys", progress)
     progress.remove_task(task)
+    with _shown(progress, "making the index"):
+        execute(connection, "after_keys")
+    _settle(connection, "api_keys", progress)
 
 
 def _usage(connection: psycopg.Connection[TupleRow], found: Seed, count: int, progress: Progress) -> None:
@@ -133,14 +157,20 @@ def _usage(connection: psycopg.Connection[TupleRow], found: Seed, count: int, pr
             execute(connection, "seed_usage", first, last, found.usage_until)
             execute(connection, "set_usage_records", last)
         progress.update(task, completed=last)
+    progress.remove_task(task)
     for table in ("usage", "usage_daily"):
         _settle(connection, table, progress)
-    progress.remove_task(task)
 
 
 def _settle(connection: psycopg.Connection[TupleRow], table: str, progress: Progress) -> None:
     """Leaves nothing to be done in the background while others are measured."""
-    task = progress.add_task(f"vacuum of {table}, and a checkpoint", total=None)
-    connection.execute(statement("settle").replace(b"{table}", table.encode()))
-    execute(connection, "checkpoint")
+    with _shown(progress, f"vacuum of {table}, and a checkpoint"):
+        connection.execute(statement("settle").replace(b"{table}", table.encode()))
+        execute(connection, "checkpoint")
+
+
+@contextmanager
+def _shown(progress: Progress, words: str) -> Iterator[None]:
+    task = progress.add_task(words, total=None)
+    yield
     progress.remove_task(task)

@@ -9,7 +9,7 @@ from rich.progress import Progress
 from crafely.bench import BenchError, lookup, pgbench
 from crafely.bench.lookup import Options
 from crafely.bench.place import Place
-from crafely.bench.seed import key_id
+from crafely.bench.seed import key_id, seed
 from crafely.config import Settings
 from crafely.store.api_keys import KeyRecord
 from tests.bench.conftest import QUICK, ROWS, decoded
@@ -81,7 +81,8 @@ def test_keys_are_drawn_from_all_there_are() -> None:
 
 def test_pgbench_asks_with_the_statement_of_the_program() -> None:
     script = pgbench.script(1000, None)
-    assert script.startswith("\\set key_id 1000000000000000 + random(1, 1000)\nselect id, key_id, hashed_key,")
+    assert script.startswith("\\set n random(1, 1000)\n\\set key_id 1000000000000000 + :n * ")
+    assert "\nselect id, key_id, hashed_key," in script
     assert script.endswith("where key_id = :key_id;\n")
     assert "random_zipfian(1, 1000, 1.07)" in pgbench.script(1000, 1.07)
 
@@ -91,3 +92,15 @@ async def test_a_pgbench_that_fails_ends_it(place: Place) -> None:
         pytest.skip("there is no pgbench here")
     with pytest.raises(BenchError, match="pgbench failed"):
         await pgbench.measure(place.pgbench, place.url, "select 1 / 0;\n", 1, 0.1)
+
+
+async def test_pgbench_computes_the_keys_that_there_are(place: Place, settings: Settings, progress: Progress) -> None:
+    if place.pgbench is None:
+        pytest.skip("there is no pgbench here")
+    url = place.database("found")
+    await asyncio.to_thread(seed, url, settings, progress, keys=50)
+    # Dividing by the rows found fails where there is none.
+    select, _, rest = pgbench.script(50, lookup.ZIPF).partition("select ")
+    counting = f"{select}select 1 / count(*) from (select {rest.rstrip().rstrip(';')}) as found;\n"  # noqa: S608 - ours
+    sample = await pgbench.measure(place.pgbench, url, counting, 1, 0.1)
+    assert sample.count > 0

@@ -34,8 +34,10 @@ def test_what_an_interrupted_run_has_seeded_is_kept(
     with pytest.raises(BenchError, match="another cost of argon2"):
         seed.seed(url, Settings(argon2_memory_kib=8), progress, keys=400)
     with psycopg.connect(url) as connection:
-        rows = connection.execute("select key_id, id, user_id, active from api_keys order by key_id").fetchall()
+        rows = connection.execute("select key_id, id, user_id, active from api_keys order by id").fetchall()
         assert rows == [(seed.key_id(n), seed.row_id(n), seed.user_id(n), True) for n in range(1, 401)]
+        assert len({key_id for key_id, *_ in rows} | {"0" * 16}) == 401
+        assert all(len(key_id) == keys.KEY_ID_LENGTH for key_id, *_ in rows)
         # Whose usage it is, and that its sums are its sums.
         check = """
             select count(*), count(k.id), sum(u.cost) = (select sum(cost) from usage_daily),
@@ -55,6 +57,15 @@ def test_more_than_was_asked_for_would_be_another_measurement(
     seed.seed(url, settings, progress, keys=20)
     with pytest.raises(BenchError, match="holds 20 keys"):
         seed.seed(url, settings, progress, keys=10)
+
+
+def test_what_another_release_has_seeded_is_not_measured(place: Place, settings: Settings, progress: Progress) -> None:
+    url = place.database("old")
+    seed.seed(url, settings, progress, keys=2)
+    with psycopg.connect(url) as connection:
+        connection.execute("update api_keys set key_id = '0000000000000001' where id = %s", [seed.row_id(1)])
+    with pytest.raises(BenchError, match="_old was seeded by another release"):
+        seed.seed(url, settings, progress, keys=2)
 
 
 def test_a_database_of_somebody_else_is_left_alone(place: Place, database_url: str) -> None:

@@ -1,0 +1,3 @@
+select key_id
+from api_keys
+where id = $1;
