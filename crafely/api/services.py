@@ -9,10 +9,12 @@ import msgspec
 import psycopg
 
 from crafely.api import telemetry
+from crafely.api.recorder import recorder
 from crafely.api.wire import Call, Caller
 from crafely.auth import Authenticator, KeyCache, KeyRecord, Verifier
 from crafely.auth.clerk import Clerk
 from crafely.auth.hashing import Hasher
+from crafely.auth.lookups import lookups
 from crafely.config import Settings
 from crafely.db import migrate
 from crafely.db.listen import Listener
@@ -49,8 +51,8 @@ class Services:
         # When keys were last used, by row id, in seconds since 1970, until it is written.
         self._touched: dict[str, float] = {}
         self._expected = migrate.expected()
-        self.lookups = api_keys.lookups(self.database, queue=settings.lookup_queue)
-        self.recorder = usage.records(self.database, queue=settings.usage_queue)
+        self.lookups = lookups(self.database, queue=settings.lookup_queue)
+        self.recorder = recorder(self.database, queue=settings.usage_queue)
         self.key_cache = KeyCache(size=settings.key_cache_size, seconds=settings.key_cache_seconds)
         self._listener = Listener(
             lambda: self.database.connect("crafely_auth"),

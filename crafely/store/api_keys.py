@@ -4,13 +4,7 @@ from datetime import datetime
 
 import msgspec
 
-from crafely.db.coalesce import Coalescer
 from crafely.db.query import Executor, Row, sql
-from crafely.db.session import Database
-
-# Connections for lookups, and the most keys of one statement.
-LOOKUP_CHANNELS = 2
-LOOKUP_BATCH = 128
 
 
 class ApiKey(Row, frozen=True):
@@ -103,17 +97,3 @@ async def lookup(db: Executor, *, key_ids: list[str]) -> list[KeyRecord]:
 @sql
 async def touch(db: Executor, *, ids: list[str], used_at: list[datetime]) -> int:
     """Notes when keys were last used, never backwards. Two arrays of one length."""
-
-
-def lookups(database: Database, *, queue: int) -> Coalescer[str, KeyRecord | None]:
-    """``lookup`` for callers who ask for one key each, as many at once as there are: None for an unknown key.
-
-    Takes how many may wait. It is open and closed by its owner.
-    """
-
-    async def send(db: Executor, key_ids: list[str]) -> list[KeyRecord | None]:
-        found = {row.key_id: row for row in await lookup(db, key_ids=list(dict.fromkeys(key_ids)))}
-        return [found.get(key_id) for key_id in key_ids]
-
-    channels = [database.channel("crafely_auth") for _ in range(LOOKUP_CHANNELS)]
-    return Coalescer(send, channels, batch=LOOKUP_BATCH, queue=queue, repeatable=True)

@@ -5,13 +5,7 @@ from decimal import Decimal
 
 import msgspec
 
-from crafely.db.coalesce import Coalescer
 from crafely.db.query import Executor, Row, sql
-from crafely.db.session import Database
-
-# Connections for single records, and the most records of one statement.
-RECORD_CHANNELS = 2
-RECORD_BATCH = 256
 
 
 class Usage(Row, frozen=True):
@@ -189,17 +183,3 @@ async def reconcile(
 
     None stands for the first and last day that either side has, and for all users. Ordered by day and group.
     """
-
-
-def records(database: Database, *, queue: int) -> Coalescer[bytes, Recorded]:
-    """``record`` for callers who bring one record each, as many at once as there are.
-
-    Takes how many may wait. An item is the JSON object of a record; its answer comes when it is committed.
-    """
-
-    async def send(db: Executor, items: list[bytes]) -> list[Recorded]:
-        return await record(db, records=msgspec.Raw(b"[" + b",".join(items) + b"]"))
-
-    channels = [database.channel("crafely_meter") for _ in range(RECORD_CHANNELS)]
-    # A record whose connection was lost may be stored: sent again by us it could count twice.
-    return Coalescer(send, channels, batch=RECORD_BATCH, queue=queue, repeatable=False)

@@ -9,6 +9,7 @@ import msgspec
 import psycopg
 import pytest
 
+from crafely.auth.lookups import lookups
 from crafely.db.channel import Channel
 from crafely.db.query import Result, Statement
 from crafely.db.session import Database, Identity, Session
@@ -133,13 +134,13 @@ async def test_callers_who_look_up_at_once_share_statements_and_get_each_his_own
             asked.append(values[0])
             return await super().execute(statement, values)
 
-    lookups = api_keys.lookups(database, queue=1000)
-    for channel in lookups._channels:
+    together = lookups(database, queue=1000)
+    for channel in together._channels:
         channel.__class__ = Noting
-    await lookups.open()
+    await together.open()
     wanted = [key.key_id, "unknown", key_of_bob.key_id] * 100
-    found = await asyncio.gather(*map(lookups.ask, wanted))
-    await lookups.close()
+    found = await asyncio.gather(*map(together.ask, wanted))
+    await together.close()
 
     assert [row.key_id if row is not None else "unknown" for row in found] == wanted
     assert {(row.id, row.user_id) for row in found if row is not None} == {(key.id, "alice"), (key_of_bob.id, "bob")}

@@ -1,0 +1,25 @@
+"""Looking keys up for many callers at once: the one place here that knows the store."""
+
+from crafely.db.coalesce import Coalescer
+from crafely.db.query import Executor
+from crafely.db.session import Database
+from crafely.store import api_keys
+from crafely.store.api_keys import KeyRecord
+
+# Connections, and the most keys of one statement.
+CHANNELS = 2
+BATCH = 128
+
+
+def lookups(database: Database, *, queue: int) -> Coalescer[str, KeyRecord | None]:
+    """``sql/api_keys/lookup.sql`` for callers who ask for one key each: None for an unknown one.
+
+    Takes how many may wait. Opened and closed by its owner.
+    """
+
+    async def send(db: Executor, key_ids: list[str]) -> list[KeyRecord | None]:
+        found = {row.key_id: row for row in await api_keys.lookup(db, key_ids=list(dict.fromkeys(key_ids)))}
+        return [found.get(key_id) for key_id in key_ids]
+
+    channels = [database.channel("crafely_auth") for _ in range(CHANNELS)]
+    return Coalescer(send, channels, batch=BATCH, queue=queue, repeatable=True)
