@@ -108,6 +108,8 @@ class Listener:
         pgconn = self._connection.pgconn
         self._spoke.set()
         try:
+            # The farewell of a server and the end of its stream are two things to read, both at once.
+            pgconn.consume_input()
             pgconn.consume_input()
             # The answer to a heartbeat.
             while not pgconn.is_busy() and pgconn.get_result() is not None:
