@@ -9,7 +9,7 @@ from typing import Any
 
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from crafely.bench import BenchError
+from crafely.bench import BenchError, statement
 from crafely.bench.rounds import Sample
 from crafely.bench.seed import BASE, RANGE, STEP, ZEROS
 from crafely.db.query import statements
@@ -21,16 +21,13 @@ SCATTER = 15_485_863
 
 
 def script(rows: int, zipf: float | None) -> str:
-    """What pgbench runs: a number, its key, and the statement that the API runs, for one key."""
-    statement = statements["api_keys/lookup"].text.decode()
-    # A comment's colon would be taken for a variable.
-    text = re.sub(r" /\*.*?\*/", "", statement).rstrip(";")
-    # As whoever asks for one key would write it.
-    one = text.replace("any($1::text[])", ":key_id")
-    if one == text:
-        raise BenchError("the lookup is not what the bench takes it for: it finds no «any($1::text[])» in it")
+    """What pgbench runs: a number, its key, and a statement for it that gives what the API's own gives."""
+    lookup = statements["api_keys/lookup"]
+    columns = ", ".join(lookup.row_type.__struct_fields__)
+    # Without its comment, whose colons would be taken for variables.
+    one = re.sub(r"--.*\n", "", statement("one_key").decode()).replace("{columns}", columns)
     draw = f"random(1, {rows})" if zipf is None else f"1 + (random_zipfian(1, {rows}, {zipf}) * {SCATTER}) % {rows}"
-    return f"\\set n {draw}\n\\set key_id {BASE} + :n * {STEP} % {RANGE} * {ZEROS}\n{one};\n"
+    return f"\\set n {draw}\n\\set key_id {BASE} + :n * {STEP} % {RANGE} * {ZEROS}\n{one}"
 
 
 async def measure(program: Path, url: str, text: str, clients: int, seconds: float) -> Sample:

@@ -1,9 +1,8 @@
 """What is in the bench's databases: keys and usage that follow from a number, so that any program can ask for them.
 
-A key's public half is a number of sixteen digits that pgbench can compute, too. Like random ones, neighbours differ in
-their first digits: the index of keys with a long common beginning would be a different one. Ten keys belong to a user:
-number n to ``user_<(n - 1) // 10>``. All have one secret, made at random for each database, so that any of them can be
-presented.
+A key's public half is a number of sixteen digits that pgbench can compute, too. Like random ones they come in no order:
+keys made one after the other are no neighbours in the index. Ten keys belong to a user: number n to
+``user_<(n - 1) // 10>``. All have one secret, made at random for each database, so that any of them can be presented.
 """
 
 import asyncio
