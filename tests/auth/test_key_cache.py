@@ -212,6 +212,21 @@ def test_a_token_is_of_one_kind(cache: KeyCache) -> None:
         assert (len(cache), cache._of_key) == (1, {"a": [entry]})
 
 
+def test_a_token_that_is_learnt_anew_takes_its_own_place_and_no_other(cache: KeyCache) -> None:
+    learn(cache, "right", "a")
+    wrong = learn(cache, "wrong", "a", fits=False)
+    right = learn(cache, "right", "a")
+    assert cache._of_key == {"a": [wrong, right]}
+    cache.evict("a")
+    assert remembered(cache, "right", "wrong") == ""
+
+
+def test_any_text_has_a_digest(cache: KeyCache) -> None:
+    texts = ["", "a", "\0", "é", "\ud800", "\udcff", "x" * 100_000]
+    assert len({cache.digest(text) for text in texts}) == len(texts)
+    assert [cache.recall(text) for text in texts] == [None] * len(texts)
+
+
 def test_a_token_is_known_only_for_the_hash_that_it_was_tried_on(cache: KeyCache) -> None:
     entry = learn(cache, "a")
     cache.evict("a")
