@@ -1,6 +1,7 @@
 """What a key is worth: argon2 once, and the row always after it."""
 
 import asyncio
+import gc
 import threading
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
@@ -24,11 +25,14 @@ class Counting(Hasher):
         self.begun = 0
         self.dummies = 0
         self.hashed = 0
+        self.broken: Exception | None = None
 
     def _verify(self, hashed: str | None, secret: str) -> Verdict:
         self.begun += 1
         self.dummies += hashed is None
         assert self.gate.wait(30)
+        if self.broken is not None:
+            raise self.broken
         return super()._verify(hashed, secret)
 
     def _hash(self, secret: str) -> str:
@@ -133,6 +137,37 @@ async def test_where_all_have_given_up_the_work_is_kept_for_the_next(
     await until(lambda: verifier._at_work == {})
     assert code(await verifier.examine(key.token)) == "VALID"
     assert hasher.begun == 1
+
+
+async def test_where_all_have_given_up_and_the_work_fails_nobody_complains(
+    verifier: Verifier, hasher: Counting, key: keys.NewKey
+) -> None:
+    complaints: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, told: complaints.append(told))
+    hasher.broken = Busy("no memory")
+    hasher.gate.clear()
+    caller = asyncio.create_task(verifier.examine(key.token))
+    await until(lambda: hasher.begun > 0)
+    caller.cancel()
+    await asyncio.wait([caller])
+    hasher.gate.set()
+    await until(lambda: verifier._at_work == {})
+    gc.collect()
+    assert complaints == []
+
+
+async def test_a_secret_is_tried_on_the_hash_that_its_row_has_now_and_waits_for_no_other(
+    verifier: Verifier, table: Table, hasher: Counting, key: keys.NewKey
+) -> None:
+    hashed_key = await hasher.hash("y" * 32)
+    hasher.gate.clear()
+    callers = [asyncio.create_task(verifier.examine(key.token))]
+    await until(lambda: hasher.begun == 1)
+    table.change(key.key_id, hashed_key=hashed_key)
+    callers.append(asyncio.create_task(verifier.examine(key.token)))
+    await until(lambda: hasher.begun == 2)
+    hasher.gate.set()
+    assert [code(entry) for entry in await asyncio.gather(*callers)] == ["NOT_FOUND"] * 2
 
 
 async def test_no_capacity_is_told_to_all_who_wait_and_remembered_of_nobody(
