@@ -96,28 +96,16 @@ async def test_a_server_that_says_nothing_is_given_up_and_reads_are_answered_by_
     async with line(database_url) as one:
         assert await one.ask("a") == "<a>"
         [pid] = backends(superuser, APPLICATION)
+        channel = one.channels[0]
+        connect, usual = channel._connect, channel._seconds
+
+        async def patient() -> Any:
+            channel._seconds = usual
+            return await connect()
+
         with frozen(pid):
-            one.channels[0]._seconds, usual = 0.1, one.channels[0]._seconds
-            answer = one.ask("b")
-            await until(lambda: one.channels[0]._answer is not None)
-            one.channels[0]._seconds = usual
-            assert await answer == "<b>"
-
-
-async def test_without_a_database_every_caller_is_told_and_with_it_everything_works_again(
-    server: embedded.Server, database_url: str
-) -> None:
-    async with line(database_url, channels=2) as one:
-        assert await one.ask("before") == "<before>"
-        with away(server, database_url):
-            for _ in range(3):
-                async with asyncio.timeout(20):
-                    answers = await one.ask_all(*range(200))
-                assert {type(answer) for answer in answers} == {DatabaseUnavailableError}
-                assert "not currently accepting connections" in str(answers[0])
-                assert "\n" not in str(answers[0])
-        assert await one.ask_all(*range(200)) == echoes(*range(200))
-        assert await one.ask_all(*range(200)) == echoes(*range(200))
+            channel._connect, channel._seconds = patient, 0.1
+            assert await one.ask("b") == "<b>"
 
 
 @pytest.mark.parametrize("error", [RuntimeError("as somebody else"), TimeoutError(), OSError("no")])
