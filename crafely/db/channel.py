@@ -43,6 +43,9 @@ class Channel:
         self._socket = -1
         self._answer: asyncio.Future[pq.abc.PGresult] | None = None
         self._results: list[pq.abc.PGresult] = []
+        # When the statement was sent that waits for its answer.
+        self._begun = 0.0
+        self._watching: asyncio.TimerHandle
 
     @property
     def lost(self) -> bool:
@@ -61,6 +64,7 @@ class Channel:
         self._connection = connection
         self._socket = connection.pgconn.socket
         asyncio.get_running_loop().add_reader(self._socket, self._readable)
+        self._watch()
 
     async def close(self) -> None:
         """Gives the connection back to the server; who waits for an answer is told that it is gone."""
@@ -118,14 +122,12 @@ class Channel:
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[pq.abc.PGresult] = loop.create_future()
         self._answer, self._results = answer, []
-        # The server's own time limit is shorter: this one is for a server, or a network, that says nothing at all.
-        timer = loop.call_later(self._seconds, self._lose, psycopg.OperationalError("the server does not answer"))
+        self._begun = time.monotonic()
         try:
             if self._pgconn.flush():
                 await self._flush(answer)
             result = await answer
         finally:
-            timer.cancel()
             self._answer = None
             if not answer.done() or answer.cancelled():
                 # Somebody gave up waiting: what arrives now would be taken for the next statement's answer.
@@ -133,6 +135,16 @@ class Channel:
         if result.status == pq.ExecStatus.FATAL_ERROR:
             raise error_from_result(result)
         return result
+
+    def _watch(self) -> None:
+        """Gives up a server, or a network, that says nothing at all; the server's own time limit is shorter.
+
+        One timer for all statements: to make and to cancel one costs a twentieth of a lookup.
+        """
+        if self._answer is not None and time.monotonic() - self._begun > self._seconds:
+            self._lose(psycopg.OperationalError("the server does not answer"))
+        if self._connection is not None:
+            self._watching = asyncio.get_running_loop().call_later(self._seconds / 10, self._watch)
 
     async def _flush(self, answer: "asyncio.Future[pq.abc.PGresult]") -> None:
         """Sends the rest of a statement that is larger than the socket's buffer."""
@@ -181,6 +193,7 @@ class Channel:
             loop = asyncio.get_running_loop()
             loop.remove_reader(self._socket)
             loop.remove_writer(self._socket)
+            self._watching.cancel()
             connection.pgconn.finish()
         if self._answer is not None and not self._answer.done():
             self._answer.set_exception(error)

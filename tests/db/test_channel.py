@@ -330,18 +330,21 @@ async def test_a_task_that_is_cancelled_when_its_answer_is_there_leaves_the_conn
     assert await run(channel, "select 'next'") == [("next",)]
 
 
-async def test_an_answer_in_time_ends_the_wait_for_it(channel: Channel, monkeypatch: pytest.MonkeyPatch) -> None:
-    loop, timers = asyncio.get_running_loop(), []
-    call_later = loop.call_later
-
-    def noting(*args: Any, **kwargs: Any) -> asyncio.TimerHandle:
-        timers.append(call_later(*args, **kwargs))
-        return timers[-1]
-
-    monkeypatch.setattr(loop, "call_later", noting)
-    await run(channel, "select 1")
-    assert len(timers) == 2
-    assert all(timer.cancelled() for timer in timers)
+async def test_only_a_statement_is_waited_for_and_only_so_long(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Many statements, and pauses between them, may last longer than one."""
+    channel = database.channel("crafely_app")
+    monkeypatch.setattr(channel, "_seconds", 0.5)
+    [(pid,)] = await run(channel, "select pg_backend_pid()")
+    for _ in range(3):
+        await run(channel, "select pg_sleep(0.2)")
+    await asyncio.sleep(0.7)
+    assert not channel.lost
+    assert await run(channel, "select pg_backend_pid()") == [(pid,)]
+    with pytest.raises(psycopg.OperationalError, match="does not answer"):
+        await run(channel, "select pg_sleep(5)")
+    await channel.close()
 
 
 async def test_a_database_that_is_gone_is_an_error_and_nothing_more_when_it_is_back(
