@@ -78,7 +78,8 @@ def echoes(*items: object) -> list[str]:
 async def line(
     url: str, text: str = ECHO, *, channels: int = 1, batch: int = 128, queue: int = 10_000, limit: float = 20
 ) -> AsyncIterator[Line]:
-    async with opened(url, roles=[], statement_timeout=limit) as database:
+    # A caller who is never answered fails his test.
+    async with asyncio.timeout(60), opened(url, roles=[], statement_timeout=limit) as database:
         made = Line(Sender(text), [database.channel(ROLE) for _ in range(channels)], batch=batch, queue=queue)
         await made.coalescer.open()
         try:

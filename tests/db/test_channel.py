@@ -330,21 +330,25 @@ async def test_a_task_that_is_cancelled_when_its_answer_is_there_leaves_the_conn
     assert await run(channel, "select 'next'") == [("next",)]
 
 
-async def test_only_a_statement_is_waited_for_and_only_so_long(
-    database: Database, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_only_a_statement_is_waited_for_and_only_so_long(channel: Channel, superuser: psycopg.Connection) -> None:
     """Many statements, and pauses between them, may last longer than one."""
-    channel = database.channel("crafely_app")
-    monkeypatch.setattr(channel, "_seconds", 0.5)
-    [(pid,)] = await run(channel, "select pg_backend_pid()")
-    for _ in range(3):
-        await run(channel, "select pg_sleep(0.2)")
-    await asyncio.sleep(0.7)
-    assert not channel.lost
-    assert await run(channel, "select pg_backend_pid()") == [(pid,)]
-    with pytest.raises(psycopg.OperationalError, match="does not answer"):
-        await run(channel, "select pg_sleep(5)")
-    await channel.close()
+
+    def look() -> bool:
+        channel._watching.cancel()
+        channel._watch()
+        return channel.lost
+
+    await run(channel, "select 1")
+    channel._begun -= 1000
+    assert not look()
+    task = asyncio.create_task(run(channel, "select pg_sleep(30)"))
+    await until(lambda: running(superuser, "pg_sleep(30)") == 1)
+    assert not look()
+    # From here on it looks by itself.
+    channel._begun -= 1000
+    with pytest.raises(psycopg.OperationalError, match="the server does not answer"):
+        await task
+    assert channel._watching.cancelled()
 
 
 async def test_a_database_that_is_gone_is_an_error_and_nothing_more_when_it_is_back(

@@ -108,6 +108,22 @@ async def test_a_server_that_says_nothing_is_given_up_and_reads_are_answered_by_
             assert await one.ask("b") == "<b>"
 
 
+async def test_without_a_database_every_caller_is_told_and_with_it_everything_works_again(
+    server: embedded.Server, database_url: str
+) -> None:
+    async with line(database_url, channels=2) as one:
+        assert await one.ask("before") == "<before>"
+        with away(server, database_url):
+            for _ in range(3):
+                async with asyncio.timeout(20):
+                    answers = await one.ask_all(*range(200))
+                assert {type(answer) for answer in answers} == {DatabaseUnavailableError}
+                assert "not currently accepting connections" in str(answers[0])
+                assert "\n" not in str(answers[0])
+        assert await one.ask_all(*range(200)) == echoes(*range(200))
+        assert await one.ask_all(*range(200)) == echoes(*range(200))
+
+
 @pytest.mark.parametrize("error", [RuntimeError("as somebody else"), TimeoutError(), OSError("no")])
 async def test_whatever_keeps_a_connection_from_being_made_is_told_and_tried_again(
     database_url: str, superuser: psycopg.Connection, error: Exception
