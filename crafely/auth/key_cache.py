@@ -218,9 +218,11 @@ class KeyCache:
 
     def flush(self) -> None:
         """Every row has changed, or is gone."""
-        self._since = monotonic()
+        now = monotonic()
+        # Told while nobody listens yet, it is no reason to believe anything.
+        self._since = max(self._since, now)
         for reading in self._reading.values():
-            reading[1] = self._since
+            reading[1] = now
 
     @contextmanager
     def reading(self, key_id: str) -> Iterator["Reading"]:

@@ -255,6 +255,24 @@ def test_a_reading_is_overtaken_by_a_change_that_is_told_meanwhile_and_by_no_oth
     assert cache._reading == {}
 
 
+def test_when_all_rows_have_changed_none_is_believed_and_none_that_is_on_its_way(cache: KeyCache) -> None:
+    learn(cache, "a")
+    learn(cache, "bad", "b", fits=False)
+    with cache.reading("a") as early:
+        cache.flush()
+        with cache.reading("a") as late:
+            assert (early.overtaken, late.overtaken) == (True, False)
+    assert remembered(cache, "a", "bad") == ""
+    assert cache.trusted
+    learn(cache, "a")
+    assert remembered(cache, "a", "bad") == "a"
+    # Who did not believe before does not begin to.
+    cache.distrust()
+    cache.flush()
+    learn(cache, "a")
+    assert remembered(cache, "a") == ""
+
+
 def test_a_reading_that_fails_leaves_nothing_behind(cache: KeyCache) -> None:
     def fail() -> None:
         with cache.reading("a"):
