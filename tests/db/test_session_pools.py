@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any
 
 import psycopg
@@ -244,7 +244,9 @@ async def test_a_transaction_of_three_statements_takes_four_round_trips(database
 async def test_connections_that_the_server_closed_fail_nobody(database_url: str, superuser: psycopg.Connection) -> None:
     async with opened(database_url, size=4) as database:
         session = database.session("crafely_app", ALICE)
-        await asyncio.gather(*[run(session, "select pg_sleep(0.05)::text") for _ in range(4)])
+        async with AsyncExitStack() as all_at_once:
+            for _ in range(4):
+                await run(await all_at_once.enter_async_context(session.transaction()), "select 1")
         ended = superuser.execute(
             "select count(pg_terminate_backend(pid, 5000)) from pg_stat_activity"
             " where application_name = 'crafely app' and datname = current_database()"
