@@ -11,8 +11,7 @@ process, so neither a dump of the memory nor crafted tokens help anyone.
 
 import math
 import secrets
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection
 from datetime import datetime
 from hashlib import blake2b
 from time import monotonic, time
@@ -98,7 +97,7 @@ class Entry:
         """Takes over a row that was asked for at a time, unless a later reading was quicker."""
         if read_at < self.read_at:
             return
-        if record is not None and record is not self.record:
+        if record is not None and record != self.record:
             self.caller = Caller(
                 user_id=record.user_id, permissions=frozenset(record.permissions), api_key_id=record.id
             )
@@ -160,7 +159,10 @@ class KeyCache:
 
     def recall(self, token: str) -> Entry | None:
         """The entry of a token whose row is believed now; None where somebody has to look."""
-        digest = blake2b(token.encode("utf-8", "surrogatepass"), key=self._key, digest_size=DIGEST_BYTES).digest()
+        return self.believed(self.digest(token))
+
+    def believed(self, digest: bytes) -> Entry | None:
+        """The same, of a digest."""
         entry = self._good.get(digest)
         if entry is not None:
             read_at = entry.read_at
@@ -175,9 +177,13 @@ class KeyCache:
                 return entry
         return None
 
+    def find(self, digest: bytes) -> Entry | None:
+        """The entry of a token, however old."""
+        return self._good.get(digest) or self._entries[False].get(digest)
+
     def known(self, digest: bytes, against: str | None) -> Entry | None:
         """The entry of a token that was tried on this very hash (None: on no row), however old; None if it was not."""
-        entry = self._good.get(digest) or self._entries[False].get(digest)
+        entry = self.find(digest)
         return entry if entry is not None and entry.against == against else None
 
     def keep(self, entry: Entry) -> None:
@@ -224,27 +230,30 @@ class KeyCache:
         for reading in self._reading.values():
             reading[1] = now
 
-    @contextmanager
-    def reading(self, key_id: str) -> Iterator["Reading"]:
-        """Held while the row of a key is being read."""
-        state = self._reading.setdefault(key_id, [0, -math.inf])
-        state[0] += 1
-        try:
-            yield Reading(state)
-        finally:
-            state[0] -= 1
-            if not state[0]:
-                del self._reading[key_id]
+    def reading(self, key_id: str) -> "Reading":
+        """To be held (``with``) while the row of a key is being read."""
+        return Reading(self._reading, key_id)
 
 
 class Reading:
     """One row that is being read."""
 
-    __slots__ = ("_state", "began")
+    __slots__ = ("_all", "_key_id", "_state", "began")
 
-    def __init__(self, state: list[float]) -> None:
-        self._state = state
+    def __init__(self, all_: dict[str, list[float]], key_id: str) -> None:
+        self._all = all_
+        self._key_id = key_id
+
+    def __enter__(self) -> "Reading":
+        self._state = self._all.setdefault(self._key_id, [0, -math.inf])
+        self._state[0] += 1
         self.began = monotonic()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._state[0] -= 1
+        if not self._state[0]:
+            del self._all[self._key_id]
 
     @property
     def overtaken(self) -> bool:

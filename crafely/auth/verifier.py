@@ -40,16 +40,18 @@ class Verifier:
         The row is always read after the secret was tried, so what is told was true after the caller asked. Raises
         Busy, and what `lookup` raises.
         """
-        if (entry := self._cache.recall(token)) is not None:
-            return entry
-        parsed = keys.parse(token)
-        if parsed is None:
-            return None
-        self._cache.misses += 1
         digest = self._cache.digest(token)
+        if (entry := self._cache.believed(digest)) is not None:
+            return entry
+        # Of a token that is known the shape is, too.
+        shape = self._cache.find(digest) or keys.parse(token)
+        if shape is None:
+            return None
+        key_id = shape.key_id
+        self._cache.misses += 1
         for _ in range(_READINGS):
-            with self._cache.reading(parsed.key_id) as reading:
-                record = await self._lookup(parsed.key_id)
+            with self._cache.reading(key_id) as reading:
+                record = await self._lookup(key_id)
                 against = record.hashed_key if record is not None else None
                 entry = self._cache.known(digest, against)
                 if entry is not None:
@@ -58,7 +60,7 @@ class Verifier:
                         return entry
                     # It may be what was before the change: look again, and let nobody believe it meanwhile.
                     entry.read_at = -math.inf
-            if entry is None:
+            if entry is None and (parsed := keys.parse(token)) is not None:
                 await self._learn(digest, parsed, record)
         if entry is None:
             raise Busy("the key's hash changes faster than it can be tried")
