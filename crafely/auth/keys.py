@@ -16,8 +16,9 @@ PREFIX = "crf_"
 ALPHABET = string.digits + string.ascii_uppercase + string.ascii_lowercase
 KEY_ID_LENGTH = 16
 SECRET_LENGTH = 32
-# Five base62 digits do not hold 32 bits, six do.
+# Five base62 digits do not hold 32 bits, six do; they are written two at a time.
 CRC_LENGTH = 6
+_PAIRS = [first + second for first in ALPHABET for second in ALPHABET]
 
 _ENVIRONMENT = re.compile(r"[a-z]{2,8}")
 # Every repetition is bounded and ends at a character it cannot contain: one pass, nothing to backtrack into.
@@ -85,9 +86,6 @@ def _random(length: int) -> str:
 
 
 def _crc(body: str) -> str:
-    number = zlib.crc32(body.encode("ascii"))
-    digits = ""
-    for _ in range(CRC_LENGTH):
-        number, digit = divmod(number, len(ALPHABET))
-        digits = ALPHABET[digit] + digits
-    return digits
+    number, last = divmod(zlib.crc32(body.encode("ascii")), len(_PAIRS))
+    first, middle = divmod(number, len(_PAIRS))
+    return _PAIRS[first] + _PAIRS[middle] + _PAIRS[last]
