@@ -144,6 +144,8 @@ def decimal_within(value: Decimal, pointer: str, *, precision: int, scale: int, 
 
 def _fraction_digits(value: Decimal) -> int:
     _, digits, exponent = value.as_tuple()
+    if not exponent or digits[-1]:
+        return -int(exponent)
     zeros = len(digits) - len("".join(map(str, digits)).rstrip("0"))
     return -(int(exponent) + zeros)
 

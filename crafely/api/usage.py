@@ -115,7 +115,10 @@ async def record(call: Call, body: UsageRecord | Items) -> Outcomes:
     if isinstance(body, UsageRecord):
         row = columns(body, user_id=user_id, api_key_id=api_key_id, pointer="")
         # With whatever other requests wait for the database at this moment, in one statement.
-        return _answer([_outcome(await call.services.recorder.ask(encode_record(row)), "")])
+        recorded = await call.services.recorder.ask(encode_record(row))
+        if recorded.status == "recorded":
+            return Outcomes(data=[Outcome(status="recorded", id=recorded.id)], recorded=1, duplicates=0, invalid=0)
+        return _answer([_outcome(recorded, "")])
     outcomes: list[Outcome | None] = []
     rows: list[UsageRow] = []
     for index, item in enumerate(body):

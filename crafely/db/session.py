@@ -225,7 +225,11 @@ class Database:
     async def connect(self, role: str) -> Connection:
         """A connection that belongs to no pool, to be closed by whoever asked for it. Raises psycopg's errors."""
         connection = await AsyncConnection.connect(self._url, **self._options(role))
-        await _check_login(connection, role)
+        try:
+            await _check_login(connection, role)
+        except BaseException:
+            await connection.close()
+            raise
         return connection
 
     def channel(self, role: str) -> Channel:
