@@ -7,8 +7,8 @@ from crafely.store import api_keys
 from crafely.store.api_keys import KeyRecord
 
 # Connections, and the most keys of one statement.
-CHANNELS = 2
-BATCH = 128
+CHANNELS = 3
+BATCH = 64
 
 
 def lookups(database: Database, *, queue: int) -> Coalescer[str, KeyRecord | None]:

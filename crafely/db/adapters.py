@@ -41,6 +41,13 @@ class _UntypedList(_Untyped):
     """An array of text, numbers or times: ``{"a","b"}``."""
 
     def dump(self, obj: list[Any]) -> Buffer | None:
+        try:
+            text = '","'.join(obj)
+        except TypeError:  # not all of them are text
+            text = "\\"
+        # Ids and names, which is what most lists hold, need no look at each of them.
+        if obj and "\\" not in text and text.count('"') == 2 * len(obj) - 2:
+            return f'{{"{text}"}}'.encode()
         return ("{" + ",".join(map(_element, obj)) + "}").encode()
 
 

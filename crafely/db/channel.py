@@ -6,6 +6,7 @@ there. What is sent is the same as in session.py, and so are values, rows and er
 """
 
 import asyncio
+import os
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
@@ -20,6 +21,9 @@ from crafely.db.query import Result, Statement, check_role
 Connection = AsyncConnection[tuple[Any, ...]]
 # Told about every statement: its name, its seconds, and whether it failed.
 Observer = Callable[[str, float, bool], None]
+
+# Seconds within which an answer is worth being waited for awake.
+_QUICK = 0.0005
 
 
 class Channel:
@@ -46,6 +50,8 @@ class Channel:
         # When the statement was sent that waits for its answer.
         self._begun = 0.0
         self._watching: asyncio.TimerHandle
+        # Whether the last answer came quickly, as the next one probably will.
+        self._quick = False
 
     @property
     def lost(self) -> bool:
@@ -123,6 +129,8 @@ class Channel:
         answer: asyncio.Future[pq.abc.PGresult] = loop.create_future()
         self._answer, self._results = answer, []
         self._begun = time.monotonic()
+        if self._quick:
+            loop.call_soon(self._spin)
         try:
             if self._pgconn.flush():
                 await self._flush(answer)
@@ -135,6 +143,16 @@ class Channel:
         if result.status == pq.ExecStatus.FATAL_ERROR:
             raise error_from_result(result)
         return result
+
+    def _spin(self) -> None:
+        """Keeps the event loop from falling asleep over an answer that comes in a moment.
+
+        Falling asleep and being woken cost a virtual processor about 50 µs, twice what the server takes to find a key.
+        Whoever else wants the processor gets it, and of a server that takes longer nobody waits awake.
+        """
+        if self._answer is not None and not self._answer.done() and time.monotonic() - self._begun < _QUICK:
+            os.sched_yield()
+            asyncio.get_running_loop().call_soon(self._spin)
 
     def _watch(self) -> None:
         """Gives up a server, or a network, that says nothing at all; the server's own time limit is shorter.
@@ -182,6 +200,7 @@ class Channel:
             said = bool(results) and results[-1].status == pq.ExecStatus.FATAL_ERROR
             self._lose(error_from_result(results[-1]) if said else error)
         else:
+            self._quick = time.monotonic() - self._begun < _QUICK
             # An error at the commit comes after the rows, and what has failed last has failed.
             answer.set_result(results[-1])
 

@@ -30,6 +30,9 @@ Send = Callable[[Executor, list[Item]], Awaitable[Sequence[Answer]]]
 # An item that is to blame for these is refused, and nothing of its batch is stored. (ValueError is the client's side:
 # text that is not Unicode; the limit is that of a batch whose items are too large together.)
 _REFUSED = (psycopg.DataError, psycopg.IntegrityError, psycopg.errors.ProgramLimitExceeded, ValueError)
+# What waits is divided among the connections that are free, so that the server works on one part while the answers to
+# another are given out; but not into parts smaller than this.
+_WORTH_IT = 8
 # Seconds before a connection that could not be made is tried again: at first, and at most.
 _PAUSE, _LONGEST_PAUSE = 0.05, 1.0
 
@@ -61,6 +64,8 @@ class Coalescer(Generic[Item, Answer]):
         # One for each worker that has nothing to do; done means that it has been told to look.
         self._idle: list[asyncio.Future[None]] = []
         self._workers: list[asyncio.Task[None]] = []
+        # Connections that have nothing to do.
+        self._free = len(channels)
         self._closing = False
         # How many items and batches were sent, for the metrics.
         self.items = 0
@@ -127,11 +132,16 @@ class Coalescer(Generic[Item, Answer]):
                     pause = min(max(2 * pause, _PAUSE), _LONGEST_PAUSE)
                     await asyncio.sleep(pause)
                     continue
-            batch, self._waiting = self._waiting[: self._batch], self._waiting[self._batch :]
+            size = min(self._batch, max(-(-len(self._waiting) // self._free), _WORTH_IT))
+            batch, self._waiting = self._waiting[:size], self._waiting[size:]
             # Whoever has gone needs no answer.
             batch = [asked for asked in batch if not asked[1].done()]
             if batch:
-                await self._answer(channel, batch, self._repeatable)
+                self._free -= 1
+                try:
+                    await self._answer(channel, batch, self._repeatable)
+                finally:
+                    self._free += 1
 
     async def _answer(
         self, channel: Channel, batch: "list[tuple[Item, asyncio.Future[Answer]]]", repeatable: bool

