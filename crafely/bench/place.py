@@ -1,6 +1,7 @@
 """Where a bench works: databases of its own, on an embedded server of its own or on the server that it is given."""
 
 import importlib.util
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -65,8 +66,17 @@ def place(settings: Settings, url: str | None) -> Iterator[Place]:
         return
     # Closed to others, as the embedded server would make it.
     settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with embedded.running(settings.data_dir / "bench", postgres_bin=settings.postgres_bin) as server:
+    options = {"shared_buffers": f"{_memory() // 4}MB"}
+    with embedded.running(settings.data_dir / "bench", postgres_bin=settings.postgres_bin, options=options) as server:
         yield Place(server.url, server.bin / "pgbench")
+
+
+def _memory() -> int:
+    """The machine's memory in MB. A server that serves is given a quarter of it.
+
+    Source: https://www.postgresql.org/docs/current/runtime-config-resource.html#GUC-SHARED-BUFFERS
+    """
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2**20
 
 
 @contextmanager

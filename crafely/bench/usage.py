@@ -38,6 +38,9 @@ SINGLE, SINGLE_ID = "one record, coalesced", "one record with eventId, coalesced
 PLAIN, PLAIN_ID = "one record, plain insert", "one record with eventId, plain insert"
 BATCHES, BATCHES_ID = f"batches of {BATCH:,}", f"batches of {BATCH:,} with eventId"
 
+# A record with an eventId goes into the ledger, too, and is looked for there; the plain insert would count it twice.
+WANTED = {SINGLE: 4.0, SINGLE_ID: 3.0}
+
 
 class Options(msgspec.Struct, frozen=True):
     """What the command line says."""
@@ -74,7 +77,7 @@ def bench(place: Place, settings: Settings, options: Options, progress: Progress
         report.ratio("one record: coalesced / plain insert", SINGLE, PLAIN),
         report.ratio("one record with eventId: coalesced / plain insert", SINGLE_ID, PLAIN_ID),
     ]
-    bounds = [Bound(ratio.name, ">=", 4.0, ratio.median) for ratio in ratios]
+    bounds = [Bound(ratio.name, ">=", WANTED[ratio.side], ratio.median) for ratio in ratios]
     bounds += [Bound(f"{name}, events/s", ">=", 10_000, report.side(name).median) for name in (BATCHES, BATCHES_ID)]
     return msgspec.structs.replace(report, ratios=ratios, bounds=bounds)
 
