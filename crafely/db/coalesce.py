@@ -32,7 +32,7 @@ Send = Callable[[Executor, list[Item]], Awaitable[Sequence[Answer]]]
 _REFUSED = (psycopg.DataError, psycopg.IntegrityError, psycopg.errors.ProgramLimitExceeded, ValueError)
 # What waits is divided among the connections that are free, so that the server works on one part while the answers to
 # another are given out; but not into parts smaller than this.
-_WORTH_IT = 8
+_WORTH_IT = 24
 # Seconds before a connection that could not be made is tried again: at first, and at most.
 _PAUSE, _LONGEST_PAUSE = 0.05, 1.0
 
