@@ -127,7 +127,7 @@ class KeyCache:
         self._size = size
         self._seconds = seconds
         self._entries: tuple[dict[bytes, Entry], dict[bytes, Entry]] = ({}, {})
-        self._good = self._entries[True]
+        self._bad, self._good = self._entries
         self._of_key: dict[str, list[Entry]] = {}
         # Rows read before this moment are not believed; never, while nobody tells us of changes.
         self._since = math.inf
@@ -159,27 +159,22 @@ class KeyCache:
 
     def recall(self, token: str) -> Entry | None:
         """The entry of a token whose row is believed now; None where somebody has to look."""
-        return self.believed(self.digest(token))
-
-    def believed(self, digest: bytes) -> Entry | None:
-        """The same, of a digest."""
-        entry = self._good.get(digest)
-        if entry is not None:
-            read_at = entry.read_at
-            if read_at > self._since and read_at + self._seconds > monotonic():
-                self.hits += 1
-                entry.used = True
-                return entry
-        elif (entry := self._entries[False].get(digest)) is not None:
-            read_at = entry.read_at
-            if read_at > self._since and read_at + min(self._seconds, NEGATIVE_SECONDS) > monotonic():
-                self.hits += 1
-                return entry
-        return None
+        entry = self.find(self.digest(token))
+        return entry if entry is not None and self.believes(entry) else None
 
     def find(self, digest: bytes) -> Entry | None:
         """The entry of a token, however old."""
-        return self._good.get(digest) or self._entries[False].get(digest)
+        return self._good.get(digest) or self._bad.get(digest)
+
+    def believes(self, entry: Entry) -> bool:
+        """Whether an entry's row is believed now; then it counts as used."""
+        read_at = entry.read_at
+        seconds = self._seconds if entry.fits else min(self._seconds, NEGATIVE_SECONDS)
+        if read_at > self._since and read_at + seconds > monotonic():
+            self.hits += 1
+            entry.used = True
+            return True
+        return False
 
     def known(self, digest: bytes, against: str | None) -> Entry | None:
         """The entry of a token that was tried on this very hash (None: on no row), however old; None if it was not."""

@@ -41,13 +41,15 @@ class Verifier:
         Busy, and what `lookup` raises.
         """
         digest = self._cache.digest(token)
-        if (entry := self._cache.believed(digest)) is not None:
-            return entry
-        # Of a token that is known the shape is, too.
-        shape = self._cache.find(digest) or keys.parse(token)
-        if shape is None:
+        entry = self._cache.find(digest)
+        if entry is not None:
+            if self._cache.believes(entry):
+                return entry
+            key_id = entry.key_id
+        elif (parsed := keys.parse(token)) is not None:
+            key_id = parsed.key_id
+        else:
             return None
-        key_id = shape.key_id
         self._cache.misses += 1
         for _ in range(_READINGS):
             with self._cache.reading(key_id) as reading:
