@@ -16,8 +16,8 @@ def test_costs_by_size(place: Place, settings: Settings, progress: Progress) -> 
         (name, rows) for name in (growth.LOOKUP, growth.STATS) for rows in (1000, 2000)
     ]
     lookups = [one for one in report.growth if one.statement == growth.LOOKUP]
-    # The root of the index, a leaf, the row.
-    assert [one.buffers for one in lookups] == [3.0, 3.0]
+    # The bucket of the index and the row; a bucket that is full has a second page.
+    assert all(2 <= one.buffers < 3 for one in lookups)
     assert all(one.microseconds > 0 for one in report.growth)
     assert [bound.relation for bound in report.bounds] == ["<=", "<="]
     assert report.bounds[0].seen == 1.0
