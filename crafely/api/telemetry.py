@@ -19,6 +19,7 @@ from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TextIO
+from weakref import WeakKeyDictionary
 
 import msgspec
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -227,30 +228,30 @@ def observe_pool(name: str, stats: Mapping[str, int]) -> None:
 
 def observe_coalescer(statement: str, coalescer: Coalescer[Any, Any]) -> None:
     """Show a coalescer as it is now, and count what it has done since it was shown last."""
-    _catch_up(_coalesced_items.labels(statement), coalescer.items)
-    _catch_up(_coalesced_batches.labels(statement), coalescer.batches)
+    _catch_up(_coalesced_items.labels(statement), coalescer, coalescer.items)
+    _catch_up(_coalesced_batches.labels(statement), coalescer, coalescer.batches)
     _coalesced_waiting.labels(statement).set(coalescer.waiting)
 
 
 def observe_keys(cache: KeyCache, listener: Listener, hasher: Hasher) -> None:
     """Show what API keys are verified with as it is now, and count what was done since it was shown last."""
-    _catch_up(_key_lookups.labels("hit"), cache.hits)
-    _catch_up(_key_lookups.labels("miss"), cache.misses)
-    _catch_up(_key_evictions, cache.evictions)
-    _catch_up(_listener_losses, listener.losses)
+    _catch_up(_key_lookups.labels("hit"), cache, cache.hits)
+    _catch_up(_key_lookups.labels("miss"), cache, cache.misses)
+    _catch_up(_key_evictions, cache, cache.evictions)
+    _catch_up(_listener_losses, listener, listener.losses)
     _key_entries.set(len(cache))
     _key_trusted.set(cache.trusted)
     _hashes_waiting.set(hasher.waiting)
 
 
-def _catch_up(counter: Counter, total: int) -> None:
-    """Bring a counter up to a total that is kept elsewhere. A smaller one than before is another object's, from 0."""
-    before = _totals.get(counter, 0)
-    counter.inc(total - before if total >= before else total)
-    _totals[counter] = total
+def _catch_up(counter: Counter, source: object, total: int) -> None:
+    """Bring a counter up to a total that is kept elsewhere, where the hot path adds to a plain number."""
+    counted = _counted.setdefault(source, {})
+    counter.inc(total - counted.get(counter, 0))
+    counted[counter] = total
 
 
-_totals: dict[Counter, int] = {}
+_counted: WeakKeyDictionary[object, dict[Counter, int]] = WeakKeyDictionary()
 
 
 def metrics() -> bytes:

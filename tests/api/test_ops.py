@@ -133,6 +133,37 @@ async def test_metrics_count_requests_by_route_and_statements_by_file(api: Api) 
     assert [late - early for late, early in zip(after, before, strict=True)] == [2, 2, 2]
 
 
+async def test_metrics_show_how_keys_are_verified_and_what_is_shared(api: Api) -> None:
+    async def now() -> list[float]:
+        return [
+            await sample(api, "crafely_key_cache_lookups_total", result="hit"),
+            await sample(api, "crafely_key_cache_lookups_total", result="miss"),
+            await sample(api, "crafely_key_cache_evictions_total"),
+            await sample(api, "crafely_coalesced_items_total", statement="usage/record"),
+            await sample(api, "crafely_coalesced_batches_total", statement="usage/record"),
+        ]
+
+    made = await api.alice.post("/v1/api-keys", {"permissions": ["usage:write"]})
+    before = await now()
+    caller = api.server.with_token(made["key"])
+    # The row is read, the secret tried, and the row read again: one miss; then it is remembered.
+    for _ in range(3):
+        await caller.post("/v1/usage", {"tokensIn": 1})
+    await api.alice.delete(f"/v1/api-keys/{made['id']}")
+    hits, misses, evictions, items, batches = (late - early for late, early in zip(await now(), before, strict=True))
+    # Two of the caller's own, and alice's.
+    assert hits >= 2
+    assert misses >= 1
+    # By the one who answered, and by what the database told.
+    assert evictions >= 1
+    assert (items, batches) == (3, 3)
+    assert await sample(api, "crafely_key_cache_entries") >= 2
+    assert await sample(api, "crafely_key_cache_trusted") == 1
+    assert await sample(api, "crafely_coalesced_waiting", statement="api_keys/lookup") == 0
+    assert await sample(api, "crafely_argon2_waiting") == 0
+    assert await sample(api, "crafely_listener_losses_total") >= 0
+
+
 async def test_metrics_show_the_pools_and_no_ids(api: Api) -> None:
     await api.alice.get("/v1/agents/agnt_secret", expect=404)
     for role in ("crafely_app", "crafely_auth", "crafely_meter", "crafely_admin"):
