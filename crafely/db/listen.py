@@ -44,6 +44,8 @@ class Listener:
         self._socket = -1
         # The server has said something since it was asked.
         self._spoke = asyncio.Event()
+        # It has been asked whether it is there, and has not answered in full.
+        self._asked = False
         # What has ended the connection.
         self._ended: asyncio.Future[Exception]
         self._task: asyncio.Task[None] | None = None
@@ -75,6 +77,7 @@ class Listener:
         loop = asyncio.get_running_loop()
         self._ended = loop.create_future()
         self._connection, self._socket = connection, connection.pgconn.socket
+        self._asked = False
         loop.add_reader(self._socket, self._readable)
         self._up()
 
@@ -94,7 +97,10 @@ class Listener:
             # A network that has swallowed the connection would be silent for ever.
             self._spoke.clear()
             try:
-                self._connection.pgconn.send_query(b"select")
+                # Something else may have been said before the last answer was complete.
+                if not self._asked:
+                    self._connection.pgconn.send_query(b"select")
+                    self._asked = True
                 async with asyncio.timeout(ANSWER):
                     await self._spoke.wait()
             except TimeoutError:
@@ -111,9 +117,10 @@ class Listener:
             # The farewell of a server and the end of its stream are two things to read, both at once.
             pgconn.consume_input()
             pgconn.consume_input()
-            # The answer to a heartbeat.
-            while not pgconn.is_busy() and pgconn.get_result() is not None:
-                pass
+            while not pgconn.is_busy():
+                if pgconn.get_result() is None:
+                    self._asked = False
+                    break
             while (told := pgconn.notifies()) is not None:
                 self._heard(told.extra.decode())
         except Exception as error:
