@@ -1,6 +1,6 @@
 """Who is calling, and what they may do: from a token to a Caller.
 
-Nothing here knows the database: the Verifier and the Authenticator are handed the functions they need.
+Nothing here knows the database but lookups.py: the Verifier and the Authenticator are handed the functions they need.
 """
 
 from collections.abc import Callable, Container
@@ -12,7 +12,6 @@ from crafely.auth.permissions import ADMIN, EVERYTHING
 from crafely.auth.verifier import Verifier
 
 __all__ = ["Authenticator", "Caller", "Denied", "Entry", "KeyCache", "KeyRecord", "Verifier"]
-
 
 Seen = Callable[[str], None]
 

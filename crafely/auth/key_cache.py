@@ -138,7 +138,7 @@ class KeyCache:
         self.evictions = 0
 
     def __len__(self) -> int:
-        return len(self._entries[False]) + len(self._good)
+        return len(self._bad) + len(self._good)
 
     @property
     def trusted(self) -> bool:

@@ -1,8 +1,10 @@
 """The whole application on a real database and a real socket, and clients that hold every answer to its description."""
 
 import functools
+import io
 import itertools
 import json
+import logging
 import os
 import re
 from collections.abc import AsyncIterator, Iterator, Mapping
@@ -19,7 +21,7 @@ from aiohttp import web
 from jsonschema import Draft202012Validator, FormatChecker
 from yarl import URL
 
-from crafely.api import ROUTES, openapi
+from crafely.api import ROUTES, openapi, telemetry
 from crafely.api import server as application
 from crafely.auth import keys
 from crafely.auth.hashing import Hasher
@@ -310,3 +312,20 @@ def _check_body(where: str, content: dict[str, Any], answer: Answer, *, empty: b
     value = answer.body if media_type.endswith("json") else answer.raw.decode()
     errors = [error.message for error in _validator(json.dumps(described["schema"])).iter_errors(value)]
     assert not errors, f"{where} is not as described: {errors}"
+
+
+@pytest.fixture
+def log() -> Iterator[io.StringIO]:
+    """What the server writes to its log, as it does in production."""
+    root, level, before = logging.getLogger(), logging.getLogger().level, logging.getLogger().handlers[:]
+    stream = io.StringIO()
+    telemetry.configure_logging("info", stream)
+    yield stream
+    telemetry.configure_logging("info", io.StringIO())
+    root.handlers[:] = before
+    root.setLevel(level)
+
+
+def lines(log: io.StringIO) -> list[dict[str, Any]]:
+    telemetry.hand_over()
+    return [json.loads(line) for line in log.getvalue().splitlines()]

@@ -4,8 +4,7 @@ import asyncio
 import io
 import json
 import logging
-from collections.abc import AsyncIterator, Iterator
-from typing import Any
+from collections.abc import AsyncIterator
 
 import psycopg
 import pytest
@@ -16,6 +15,7 @@ from crafely.api.answer import Answer
 from crafely.api.router import Router
 from crafely.api.wire import Call
 from crafely.auth import Caller
+from tests.api.conftest import lines
 from tests.api.demo import Client, serving
 
 TOKEN = "crf_live_0123456789abcdef_0123456789abcdef0123456789abcdef012345"
@@ -69,23 +69,6 @@ async def client() -> AsyncIterator[Client]:
     left.clear()
     async with serving(router, seconds=0.2) as client:
         yield client
-
-
-@pytest.fixture
-def log() -> Iterator[io.StringIO]:
-    root, before = logging.getLogger(), logging.getLogger().handlers[:]
-    level = root.level
-    stream = io.StringIO()
-    telemetry.configure_logging("info", stream)
-    yield stream
-    telemetry.configure_logging("info", io.StringIO())
-    root.handlers[:] = before
-    root.setLevel(level)
-
-
-def lines(log: io.StringIO) -> list[dict[str, Any]]:
-    telemetry.hand_over()
-    return [json.loads(line) for line in log.getvalue().splitlines()]
 
 
 def sample(name: str, **labels: str) -> float:

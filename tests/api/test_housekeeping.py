@@ -11,8 +11,8 @@ import pytest
 from crafely.api import housekeeping
 from crafely.db import embedded
 from tests.api.conftest import Server, introduce, serving
-from tests.api.test_ops import away
 from tests.auth.conftest import Signer
+from tests.db.harm import away
 
 Value = list[tuple[Any, ...]]
 

@@ -5,45 +5,24 @@ import base64
 import hashlib
 import io
 import json
-import logging
 import re
-from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import AsyncIterator
 
-import psycopg
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from psycopg.conninfo import conninfo_to_dict
 
-from crafely.api import ROUTES, openapi, telemetry
+from crafely.api import ROUTES, openapi
 from crafely.api.wire import Route
 from crafely.db import embedded
-from tests.api.conftest import Answer, Api, Client, Server, introduce, serving
+from tests.api.conftest import Answer, Api, Client, Server, introduce, lines, serving
 from tests.auth.conftest import Signer
+from tests.db.harm import away
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 # For the tests that harm their server.
 alone = pytest.mark.asyncio(loop_scope="function")
 
 LISTS = [route for route in ROUTES if route.method == "GET" and "{" not in route.path]
-
-
-@pytest.fixture
-def log() -> Iterator[io.StringIO]:
-    """What the server writes to its log, as it does in production."""
-    root, level, before = logging.getLogger(), logging.getLogger().level, logging.getLogger().handlers[:]
-    stream = io.StringIO()
-    telemetry.configure_logging("info", stream)
-    yield stream
-    telemetry.configure_logging("info", io.StringIO())
-    root.handlers[:] = before
-    root.setLevel(level)
-
-
-def lines(log: io.StringIO) -> list[dict[str, Any]]:
-    telemetry.hand_over()
-    return [json.loads(line) for line in log.getvalue().splitlines()]
 
 
 async def test_healthz_answers_while_the_process_lives(api: Api) -> None:
@@ -67,17 +46,6 @@ async def test_readyz_says_that_there_is_no_schema(empty_database: str, template
     async with serving(empty_database, signer) as server:
         refused = await server.with_token("").get("/readyz", expect=503)
         assert "no schema yet: run crafely migrate up" in refused["detail"]
-
-
-@contextmanager
-def away(server: embedded.Server, url: str) -> Iterator[None]:
-    """The database takes no connection, and those that it had are gone."""
-    name = conninfo_to_dict(url)["dbname"]
-    with psycopg.connect(server.url, autocommit=True) as connection:
-        connection.execute(f"alter database {name} allow_connections false".encode())
-        connection.execute("select pg_terminate_backend(pid) from pg_stat_activity where datname = %s", (name,))
-        yield
-        connection.execute(f"alter database {name} allow_connections true".encode())
 
 
 async def again(caller: Client, path: str) -> Answer:
