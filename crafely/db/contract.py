@@ -25,6 +25,7 @@ _TYPES: dict[Any, tuple[str, ...]] = {
     int: ("int4", "int8"),
     bool: ("bool",),
     Decimal: ("numeric",),
+    float: ("float8",),
     datetime: ("timestamptz",),
     date: ("date",),
     msgspec.Raw: ("jsonb",),
