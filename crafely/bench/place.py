@@ -17,7 +17,7 @@ from psycopg.rows import TupleRow
 from crafely.bench import BenchError, statement
 from crafely.config import Settings
 from crafely.db import embedded, migrate
-from crafely.db.session import CONNECT_SECONDS, DatabaseUnavailableError, unavailable
+from crafely.db.session import connect
 
 
 class Place(msgspec.Struct, frozen=True):
@@ -77,17 +77,6 @@ def _memory() -> int:
     Source: https://www.postgresql.org/docs/current/runtime-config-resource.html#GUC-SHARED-BUFFERS
     """
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2**20
-
-
-@contextmanager
-def connect(url: str) -> Iterator[psycopg.Connection[TupleRow]]:
-    """A connection that commits each statement. Raises DatabaseUnavailableError."""
-    try:
-        connection = psycopg.connect(url, autocommit=True, connect_timeout=CONNECT_SECONDS)
-    except psycopg.Error as error:
-        raise DatabaseUnavailableError(unavailable(url, error)) from None
-    with connection:
-        yield connection
 
 
 def execute(connection: psycopg.Connection[TupleRow], name: str, *values: object) -> psycopg.RawCursor[TupleRow]:

@@ -18,8 +18,9 @@ from rich import box
 from rich.table import Table
 
 from crafely import __version__
-from crafely.bench.place import connect, execute
+from crafely.bench.place import execute
 from crafely.bench.rounds import Measured, Plan
+from crafely.db.session import connect
 
 # Where the curves of latencies are drawn through, in percent.
 CURVE = (0, 10, 25, 50, 75, 90, 95, 99, 99.5, 99.9, 99.99, 100)

@@ -19,12 +19,13 @@ from psycopg.rows import TupleRow
 from rich.progress import Progress
 
 from crafely.bench import BenchError, load, servers, statement
-from crafely.bench.place import Place, connect, execute
+from crafely.bench.place import Place, execute
 from crafely.bench.report import Bound, Facts, Report, facts, results
 from crafely.bench.rounds import Measured, Sample, Side
 from crafely.bench.seed import KEYS_PER_USER, Seed, key_id, row_id, seed
 from crafely.bench.servers import Address
 from crafely.config import Settings
+from crafely.db.session import connect
 
 PATH = "/v1/api-keys/verify"
 WORKERS = 2

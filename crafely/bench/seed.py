@@ -19,8 +19,9 @@ from rich.progress import Progress
 from crafely.auth import keys
 from crafely.auth.hashing import Hasher
 from crafely.bench import BenchError, statement
-from crafely.bench.place import connect, execute
+from crafely.bench.place import execute
 from crafely.config import Settings
+from crafely.db.session import connect
 
 # key_id = BASE + n * STEP % RANGE * ZEROS. The step is the golden ratio's part of the range, which spreads any count of
 # numbers evenly, and has no divisor with it, so that no two meet. Within 64 bits up to a hundred million.

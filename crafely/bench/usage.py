@@ -13,12 +13,13 @@ from rich.progress import Progress
 
 from crafely.bench import BenchError, bare, load, servers
 from crafely.bench.load import COUNTER, Job
-from crafely.bench.place import Place, connect, execute
+from crafely.bench.place import Place, execute
 from crafely.bench.report import Bound, Report, facts, results
 from crafely.bench.rounds import Measured, Plan, Sample, Side, interleave
 from crafely.bench.seed import KEYS_PER_USER, Seed, row_id, seed, user_id
 from crafely.bench.servers import Address
 from crafely.config import Settings
+from crafely.db.session import connect
 
 PATH = "/v1/usage"
 CONNECTIONS = 64

@@ -17,12 +17,13 @@ from rich.progress import Progress
 from crafely.auth import keys
 from crafely.bench import BenchError, load, servers
 from crafely.bench.load import Job
-from crafely.bench.place import Place, connect, execute
+from crafely.bench.place import Place, execute
 from crafely.bench.report import Bound, Facts, Report, facts, results
 from crafely.bench.rounds import Measured, Plan, Sample, Side, interleave
 from crafely.bench.seed import Seed, key_id, seed
 from crafely.bench.servers import Address
 from crafely.config import Settings
+from crafely.db.session import connect
 
 PATH = "/v1/api-keys/verify"
 CONNECTIONS = 64

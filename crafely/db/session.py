@@ -8,8 +8,8 @@ it works behind a transaction pooler and cannot leak to the next user of the con
 
 import select
 import time
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 import msgspec
@@ -17,6 +17,7 @@ import psycopg
 from psycopg import AsyncConnection, AsyncPipeline, AsyncRawCursor
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.pq import PGconn, Ping
+from psycopg.rows import TupleRow
 from psycopg_pool import AsyncConnectionPool
 
 from crafely.db.adapters import ADAPTERS
@@ -240,6 +241,20 @@ class Database:
 def accepts(url: str) -> bool:
     """Whether a server at this URL takes connections, whatever it has against ours. Waits for it, some seconds."""
     return PGconn.ping(make_conninfo(url, connect_timeout=CONNECT_SECONDS).encode()) == Ping.OK
+
+
+@contextmanager
+def connect(url: str, **parameters: Any) -> Iterator[psycopg.Connection[TupleRow]]:
+    """A connection outside any pool that commits each statement, for tools: with the login's rights, and no adapters.
+
+    Takes a URL and libpq's parameters. Raises DatabaseUnavailableError.
+    """
+    try:
+        connection = psycopg.connect(url, autocommit=True, **{"connect_timeout": CONNECT_SECONDS, **parameters})
+    except psycopg.Error as error:
+        raise DatabaseUnavailableError(unavailable(url, error)) from None
+    with connection:
+        yield connection
 
 
 def unavailable(url: str, error: psycopg.Error) -> str:
