@@ -3,9 +3,9 @@
 import argparse
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from crafely.cli.files import writable
 from crafely.cli.tables import show
 from crafely.config import Settings, load
 
@@ -49,7 +49,7 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
 
     growth = actions.add_parser("growth", help="what a lookup and a user's sums cost with more and more rows")
     growth.add_argument("--max", type=_count, default=10_000_000, metavar="N", help="rows at most (default: 10000000)")
-    growth.add_argument("--svg", type=_file, metavar="FILE", help="write the picture alone")
+    growth.add_argument("--svg", type=writable, metavar="FILE", help="write the picture alone")
     growth.set_defaults(bench=_growth)
 
     for action in actions.choices.values():
@@ -65,8 +65,8 @@ def _common(action: argparse.ArgumentParser) -> None:
         help="a server to work on, as a superuser, in databases called crafely_bench_… that are made there "
         "(default: an embedded one of the bench's own)",
     )
-    action.add_argument("--json", type=_file, metavar="FILE", help="write the figures for programs")
-    action.add_argument("--html", type=_file, metavar="FILE", help="write a page with pictures")
+    action.add_argument("--json", type=writable, metavar="FILE", help="write the figures for programs")
+    action.add_argument("--html", type=writable, metavar="FILE", help="write a page with pictures")
     action.add_argument("--check", action="store_true", help="exit with 1 unless what is promised holds")
     action.set_defaults(run=run)
 
@@ -85,14 +85,6 @@ def _seconds(argument: str) -> float:
     if not 0 < seconds <= MAX_SECONDS:
         raise argparse.ArgumentTypeError(f"expected seconds, up to {MAX_SECONDS}")
     return seconds
-
-
-def _file(argument: str) -> Path:
-    # Told before anything is measured, not after.
-    path = Path(argument)
-    if path.is_dir() or not path.parent.is_dir():
-        raise argparse.ArgumentTypeError("expected a file in a folder that exists")
-    return path
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -1,5 +1,6 @@
 """Which database a command works on: the one that CRAFELY_DATABASE_URL names, or the embedded one."""
 
+import argparse
 import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -51,6 +52,16 @@ def target(settings: Settings) -> Iterator[Target]:
         # libpq's message repeats what it could not read, and that may be the password.
         raise SettingsError("CRAFELY_DATABASE_URL: expected a URL such as postgresql://user@host/name") from None
     yield Target(settings.database_url, embedded=False)
+
+
+def database_url(argument: str) -> str:
+    """The type of an argument that names a database."""
+    try:
+        conninfo_to_dict(argument)
+    except psycopg.ProgrammingError:
+        # libpq's message repeats what it could not read, and that may be the password.
+        raise argparse.ArgumentTypeError("expected a URL such as postgresql://user@host/name") from None
+    return argument
 
 
 def require_schema(found: Target) -> None:

@@ -1,0 +1,79 @@
+"""Who calls a statement, as read from the source."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from crafely.api import ROUTES
+from crafely.cli.callers import PACKAGE, Place, uses
+from crafely.db import query
+from crafely.store import __all__ as nouns
+
+
+def callers(name: str) -> set[str]:
+    return {f"{caller.kind}: {caller.name}" for caller in uses()[name].callers}
+
+
+def line(place: Place) -> str:
+    return (PACKAGE.parent / place.path).read_text().splitlines()[place.line - 1].strip()
+
+
+def test_every_statement_is_found_and_has_a_caller() -> None:
+    assert nouns
+    assert uses().keys() == query.statements.keys()
+    assert [name for name, use in uses().items() if not use.callers or not use.sites] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        # A handler calls it.
+        ("threads/list_for_agent", {"route: GET /v1/threads"}),
+        ("threads/get", {"route: GET /v1/threads/{id}", "route: PATCH /v1/threads/{id}"}),
+        # Through an attribute of the services, and in a transaction.
+        ("usage/record", {"route: POST /v1/usage", "route: POST /v1/api-keys"}),
+        # Through the verifier, which is given the method.
+        ("api_keys/rehash", {"request: every request with credentials", "route: POST /v1/api-keys/verify"}),
+        # A command with actions, and one that makes the first key.
+        ("api_keys/create", {"route: POST /v1/api-keys", "command: crafely keys create", "command: crafely serve"}),
+        ("usage/months", {"command: crafely usage reconcile"}),
+        # Housekeeping.
+        ("api_keys/touch", {"job: flush_touches"}),
+        ("user_subscriptions/expire", {"job: expire_subscriptions"}),
+    ],
+)
+def test_what_leads_to_a_statement(name: str, expected: set[str]) -> None:
+    assert callers(name) == expected
+
+
+def test_what_is_only_measured_is_not_called() -> None:
+    found = callers("api_keys/lookup")
+    assert "request: every request with credentials" in found
+    assert {"route: GET /metrics", "job: observe"} & found == set()
+
+
+def test_every_place_is_the_line_that_it_says() -> None:
+    for name, use in uses().items():
+        noun, function = name.split("/")
+        assert line(use.signature.place).startswith(f"async def {function}(")
+        assert use.signature.text.startswith(f"async def {function}(")
+        assert re.search(r"-> [\w\[\] |]+$", use.signature.text)
+        for site in use.sites:
+            assert f"{noun}.{function}(" in line(site.place), site
+            assert site.function.rpartition(".")[2] in (PACKAGE.parent / site.place.path).read_text()
+        for caller in use.callers:
+            if caller.kind == "route":
+                method, path = caller.name.split(" ")
+                assert line(caller.place).startswith(f'Route("{method}", "{path}", ')
+
+
+def test_every_route_of_the_table_is_read() -> None:
+    routes = {caller.name for use in uses().values() for caller in use.callers if caller.kind == "route"}
+    # Those that ask the database nothing of their own.
+    quiet = {"GET /v1/me", "GET /healthz", "GET /metrics", "GET /openapi.json", "GET /docs"}
+    assert {f"{route.method} {route.path}" for route in ROUTES} - routes == quiet
+
+
+def test_the_source_is_that_of_the_package() -> None:
+    assert Path(query.__file__).is_relative_to(PACKAGE)
