@@ -109,7 +109,7 @@ end
 $$;
 
 comment on function statement_statistics() is
-    'pg_stat_statements of this database, summed by SQL file; no rows where it is not there. Shows no statement''s text.';
+    'pg_stat_statements of this database, summed by SQL file; no rows where it is not there. Shows no text.';
 
 revoke all on function statement_statistics() from public;
 grant execute on function statement_statistics() to crafely_monitor;
