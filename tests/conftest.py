@@ -66,6 +66,15 @@ def database_url(server: embedded.Server, template: str) -> Iterator[str]:
     _administer(server, f"drop database {name} with (force)")
 
 
+@pytest.fixture(scope="module")
+def module_database(server: embedded.Server, template: str) -> Iterator[str]:
+    """The URL of a migrated database for the tests of one module."""
+    name = f"crafely_module_{os.getpid()}_{next(_names)}"
+    _administer(server, f"create database {name} template {template} {COPY}")
+    yield _url(server, name)
+    _administer(server, f"drop database {name} with (force)")
+
+
 @pytest.fixture
 def empty_database(server: embedded.Server) -> Iterator[str]:
     """The URL of a database with nothing in it."""

@@ -1,6 +1,6 @@
 """The HTTP API: this page is the whole route table."""
 
-from crafely.api import agents, api_keys, me, ops, packages, threads, usage, user_subscriptions
+from crafely.api import agents, api_keys, me, monitor, ops, packages, threads, usage, user_subscriptions
 from crafely.api.wire import AUTHENTICATED, Route
 
 ROUTES = [
@@ -37,6 +37,12 @@ ROUTES = [
     Route("GET", "/v1/usage/daily", usage.daily, "usage:read"),
     Route("GET", "/v1/usage/daily-by-user", usage.daily_by_user, "admin"),
     Route("GET", "/v1/me", me.get, AUTHENTICATED),
+    Route("GET", "/v1/monitor/queries", monitor.queries, "monitor:read"),
+    Route("GET", "/v1/monitor/indexes", monitor.indexes, "monitor:read"),
+    Route("GET", "/v1/monitor/storage", monitor.storage, "monitor:read"),
+    Route("GET", "/v1/monitor/pool", monitor.pool, "monitor:read"),
+    Route("GET", "/v1/monitor/activity", monitor.activity, "monitor:read"),
+    Route("GET", "/v1/monitor/alerts", monitor.alerts, "monitor:read"),
     Route("GET", "/healthz", ops.healthz, None),
     Route("GET", "/readyz", ops.readyz, None),
     Route("GET", "/metrics", ops.metrics, None, media_type="text/plain; version=0.0.4; charset=utf-8"),

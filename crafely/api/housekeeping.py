@@ -14,18 +14,23 @@ TOUCHES = 5.0
 METRICS = 5.0
 SUBSCRIPTIONS = 60.0
 PARTITIONS = 24 * 3600.0
+SAMPLES = 300.0
+DESK = 30.0
 
 
 @asynccontextmanager
 async def running(services: Services) -> AsyncIterator[None]:
-    """Runs all housekeeping in the background, each job at once and then at its interval."""
+    """Runs all housekeeping in the background, each job at its interval; all but the desk's begin at once."""
     jobs: list[tuple[Callable[[], Awaitable[None]], float]] = [
         (services.flush_touches, TOUCHES),
         (services.observe, METRICS),
         (services.expire_subscriptions, SUBSCRIPTIONS),
         (services.keep_usage, PARTITIONS),
+        (services.sample_storage, SAMPLES),
     ]
     tasks = [asyncio.create_task(_repeat(job, seconds), name=job.__name__) for job, seconds in jobs]
+    # It takes a connection more: who only starts and stops need not wait for it.
+    tasks.append(asyncio.create_task(_repeat(services.observe_database, DESK, after=DESK), name="observe_database"))
     try:
         yield
     finally:
@@ -34,7 +39,8 @@ async def running(services: Services) -> AsyncIterator[None]:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _repeat(job: Callable[[], Awaitable[None]], seconds: float) -> None:
+async def _repeat(job: Callable[[], Awaitable[None]], seconds: float, *, after: float = 0) -> None:
+    await asyncio.sleep(after)
     while True:
         pause = seconds
         try:

@@ -1,6 +1,8 @@
 """What a process serves with: settings, database, authentication; and what needs closing at the end."""
 
+import asyncio
 import logging
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from time import time
 from typing import Any
@@ -8,7 +10,9 @@ from typing import Any
 import msgspec
 import psycopg
 
-from crafely.api import telemetry
+from crafely.api import monitor_desk, telemetry
+from crafely.api.monitor_metrics import Metrics
+from crafely.api.problems import Problem
 from crafely.api.recorder import recorder
 from crafely.api.wire import Call, Caller
 from crafely.auth import Authenticator, KeyCache, KeyRecord, Verifier
@@ -18,6 +22,7 @@ from crafely.auth.lookups import lookups
 from crafely.config import Settings
 from crafely.db import migrate
 from crafely.db.listen import Listener
+from crafely.db.query import WrongRoleError
 from crafely.db.session import Database, DatabaseUnavailableError, Identity, Session, unavailable
 from crafely.store import api_keys, monitor, usage, user_subscriptions
 
@@ -27,6 +32,9 @@ log = logging.getLogger(__name__)
 EVENT_WINDOW = timedelta(days=40)
 # Months of partitions made ahead.
 MONTHS_AHEAD = 3
+# How long samples of sizes are kept, and of how many relations: the largest. A trend needs some weeks, no more.
+SAMPLE_WINDOW = timedelta(days=35)
+SAMPLED = 1000
 # The most keys whose last use waits to be written; more than that are noted at their next use.
 MAX_TOUCHES = 100_000
 
@@ -46,6 +54,11 @@ class Services:
             statement_timeout=settings.statement_timeout,
             observe=telemetry.observe_statement,
         )
+        # crafely_monitor's connections, for those who ask for the desk.
+        self._desk: Database | None = None
+        self._desk_lock = asyncio.Lock()
+        self._desk_lacks = ""
+        self.metrics = Metrics()
         self.hasher = Hasher(settings)
         self._clerk = Clerk(settings)
         # When keys were last used, by row id, in seconds since 1970, until it is written.
@@ -82,6 +95,41 @@ class Services:
         """A session for the caller of a request: what row-level security and the audit trail see."""
         caller: Caller = call.caller
         return self.database.session(role, Identity(caller.user_id, caller.api_key_id or "", call.request_id))
+
+    async def desk(self) -> Session:
+        """A session of crafely_monitor. Its connections are made when it is first asked for, two at most.
+
+        Raises Problem, with the reason, where there can be none: the login may lack the role.
+        """
+        async with self._desk_lock:
+            if self._desk is None:
+                desk = Database(
+                    self._url,
+                    size=2,
+                    pool_timeout=self.settings.pool_timeout,
+                    statement_timeout=self.settings.statement_timeout,
+                    roles=("crafely_monitor",),
+                    observe=telemetry.observe_statement,
+                )
+                try:
+                    await desk.open()
+                except (DatabaseUnavailableError, WrongRoleError) as error:
+                    await desk.close()
+                    raise Problem("unavailable", f"The database tells nothing of itself: {error}.") from None
+                except BaseException:
+                    await desk.close()
+                    raise
+                self._desk = desk
+            return self._desk.session("crafely_monitor")
+
+    def pool_stats(self) -> Mapping[str, Mapping[str, int]]:
+        """What psycopg_pool's get_stats() gives for each role's pool."""
+        pools = {**self.database.pools, **(self._desk.pools if self._desk is not None else {})}
+        return {role: pool.get_stats() for role, pool in pools.items()}
+
+    def room(self) -> int | None:
+        """The bytes that are free on the disk of an embedded database; None for another."""
+        return monitor_desk.room_of(self.settings)
 
     async def not_ready(self) -> str | None:
         """Why this process cannot serve, in a sentence; None when it can: database reached, migrations current."""
@@ -129,8 +177,8 @@ class Services:
 
     async def observe(self) -> None:
         """Shows this worker's pools, queues and cache in the metrics: the one that is scraped cannot see another's."""
-        for role, pool in self.database.pools.items():
-            telemetry.observe_pool(role, pool.get_stats())
+        for role, stats in self.pool_stats().items():
+            telemetry.observe_pool(role, stats)
         telemetry.observe_coalescer("api_keys/lookup", self.lookups)
         telemetry.observe_coalescer("usage/record", self.recorder)
         telemetry.observe_keys(self.key_cache, self._listener, self.hasher)
@@ -148,6 +196,29 @@ class Services:
             log.info("partitions made: usage %d, audit_log %d", made.usage, made.audit_log)
         await usage.forget_events(session, older_than=datetime.now(UTC) - EVENT_WINDOW)
 
+    async def sample_storage(self) -> None:
+        """Notes how large everything is, once an hour, whoever of all workers comes first; forgets what is old."""
+        session = self.database.session("crafely_admin")
+        async with session.transaction() as transaction:
+            # The turn is taken by a statement of its own: the next one then sees what its last holder has noted.
+            taken = await monitor.take_turn(transaction) and await monitor.sample(transaction, take=SAMPLED)
+        if taken:
+            await monitor.forget_samples(session, older_than=datetime.now(UTC) - SAMPLE_WINDOW)
+
+    async def observe_database(self) -> None:
+        """Shows what the database says of itself in the metrics, if this worker is the one to ask it."""
+        if not self.metrics.turn():
+            return
+        try:
+            desk = await self.desk()
+        except Problem as problem:
+            # Said once: a login without the role serves as well as before.
+            if self._desk_lacks != problem.detail:
+                log.warning("no metrics of the database: %s", problem.detail)
+            self._desk_lacks = problem.detail or ""
+            return
+        self.metrics.keep(await monitor_desk.look(desk, room=self.room(), pools=self.pool_stats()))
+
     async def close(self) -> None:
         """Writes what waits, then gives back connections and threads."""
         try:
@@ -159,6 +230,9 @@ class Services:
         await self.lookups.close()
         await self.recorder.close()
         self.hasher.close()
+        self.metrics.close()
+        if self._desk is not None:
+            await self._desk.close()
         await self.database.close()
 
 

@@ -2,7 +2,8 @@
 
 A permission is a name such as ``agents:read``. The names in NAMES are the ones this program asks for; a key may carry
 others of the customer's own (``documents:read``), which only ``/v1/api-keys/verify`` looks at. ``*`` stands for every
-permission but ``admin``: that one must be named, so that a wildcard handed out in haste never opens the data of others.
+permission but the administrators': those must be named, so that a wildcard handed out in haste never opens the data of
+others. ``admin`` stands for all of theirs: ``monitor:read`` alone is for a dashboard.
 """
 
 from collections import Counter
@@ -13,6 +14,7 @@ from msgspec import Meta
 
 EVERYTHING = "*"
 ADMIN = "admin"
+MONITOR = "monitor:read"
 
 NAMES = frozenset(
     {
@@ -32,9 +34,11 @@ NAMES = frozenset(
         # Nobody but an admin writes these three, so there is no name for it.
         "packages:read",
         "audit-log:read",
-        "monitor:read",
+        MONITOR,
     }
 )
+# Not for users: every session token of theirs holds ``*``.
+_ADMINISTRATORS = frozenset({ADMIN, MONITOR})
 
 # Python's $ also matches before a last newline, JSON Schema's does not: the look-ahead makes both mean the end.
 PATTERN = r"^(\*|[a-z][a-z0-9-]*(:[a-z][a-z0-9-]*)?)(?!\n)$"
@@ -47,8 +51,8 @@ Permissions = Annotated[list[Permission], Meta(max_length=MAX_COUNT)]
 
 
 def allows(held: frozenset[str], wanted: str) -> bool:
-    """Whether the holder of `held` may do `wanted`: it is named, or covered by ``*`` (which never covers admin)."""
-    return wanted in held or (EVERYTHING in held and wanted != ADMIN)
+    """Whether the holder of `held` may do `wanted`: named, or covered by ``*`` (an administrator's: by ``admin``)."""
+    return wanted in held or (ADMIN if wanted in _ADMINISTRATORS else EVERYTHING) in held
 
 
 def excess(held: frozenset[str], wanted: Iterable[str]) -> list[str]:

@@ -95,7 +95,7 @@ class TableSize(Row, frozen=True):
     row_count: int | None
     dead_rows: int
     vacuumed_at: datetime | None
-    transaction_age: int | None
+    transaction_age: int
     bytes_per_day: int | None
 
 
@@ -110,6 +110,7 @@ class Overview(Row, frozen=True):
     started_at: datetime
     counting_since: datetime | None
     bytes: int
+    limit_bytes: int | None
     bytes_per_day: int | None
     sampled_since: datetime | None
     connections: int

@@ -5,11 +5,12 @@
 --
 -- Read from the catalogue alone, which nobody's lock on a table keeps from being read. Sizes and numbers of entries are
 -- those of the last vacuum or analyze. The estimate of what an index should take: entries of 12 bytes and the key, in
--- pages filled as it was ordered. A key's columns have the length of their types; those of no fixed length have twice
--- their share of an average row. So the estimate is rather too large, and the bloat too small.
+-- pages filled as it was ordered, and a fiftieth for the pages that lead there. A key's columns have the length of their
+-- types; those of no fixed length have twice their share of an average row. So the estimate is rather too large, and
+-- the bloat too small.
 -- returns: many IndexUse
 -- role: crafely_monitor
--- scans: monitor_samples, because housekeeping keeps no more than some weeks of it
+-- uses: monitor_samples_pkey
 with parts as materialized (
     -- Every index; a partition's belongs to that of the whole table, which alone can be dropped.
     select
@@ -125,22 +126,20 @@ covers as (
     order by b.oid, cardinality(a.keys) desc, a.is_constraint desc, a.indisunique desc, a.oid
 ),
 tables as (
-    -- An average row's bytes in its table, and how they are divided: what is of fixed length, and the rest.
+    -- An average row's bytes in its table, without what each row has in front of it, and how many columns of no fixed
+    -- length share them: the others may be null, and take none.
     select
         c.oid,
-        c.relpages * current_setting('block_size')::float8 / nullif(c.reltuples, -1) as row_bytes,
-        a.fixed,
-        a.variable
-    from pg_class c
-        cross join lateral (
-            select
-                coalesce(sum(attlen) filter (where attlen > 0), 0) as fixed,
-                count(*) filter (where attlen < 0) as variable
+        greatest(c.relpages * current_setting('block_size')::float8 / c.reltuples - 28, 8) as row_bytes,
+        (
+            select count(*)
             from pg_attribute
             where attrelid = c.oid
                 and attnum > 0
                 and not attisdropped
-        ) a
+                and attlen < 0
+        ) as variable
+    from pg_class c
     where c.oid in (select indrelid from parts)
         and c.reltuples > 0
 ),
@@ -156,7 +155,9 @@ measured as (
             case
                 when p.entries = 0 then 2
                 when p.entries > 0 and t.row_bytes > 0
-                    then 2 + ceil(p.entries * (12 + k.bytes) / ((current_setting('block_size')::int - 40) * p.fill))
+                    then 2 + ceil(
+                        1.02 * p.entries * (12 + k.bytes) / ((current_setting('block_size')::int - 40) * p.fill)
+                    )
                 else p.relpages
             end
         )::bigint * current_setting('block_size')::bigint as needed
@@ -167,7 +168,7 @@ measured as (
                 sum(
                     case
                         when a.attlen > 0 then a.attlen
-                        else greatest(t.row_bytes - 28 - t.fixed, 8) * least(2.0 / greatest(t.variable, 1), 1)
+                        else t.row_bytes * least(2.0 / greatest(t.variable, 1), 1)
                     end
                 ) / 8
             ) * 8 as bytes

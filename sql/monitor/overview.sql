@@ -3,7 +3,7 @@
 -- memory, and how far the transaction counter is from the point where it stops all writers.
 -- returns: one Overview
 -- role: crafely_monitor
--- scans: monitor_samples, because housekeeping keeps no more than some weeks of it
+-- uses: monitor_samples_pkey
 with sessions as (
     select
         count(*) as server_wide,
@@ -35,6 +35,11 @@ select
     pg_postmaster_start_time() as started_at,
     s.stats_reset as counting_since,
     pg_database_size(d.oid) as bytes,
+    -- «alter database … set crafely.storage_limit = '200 GB'»: what a server cannot know of its disk.
+    case
+        when current_setting('crafely.storage_limit', true) ~* '^\d+ ?(bytes|[kmgtp]b)?$'
+            then pg_size_bytes(current_setting('crafely.storage_limit', true))
+    end as limit_bytes,
     growth.bytes_per_day,
     growth.since as sampled_since,
     sessions.server_wide as connections,

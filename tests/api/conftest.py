@@ -5,7 +5,6 @@ import io
 import itertools
 import json
 import logging
-import os
 import re
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
@@ -26,11 +25,9 @@ from crafely.api import server as application
 from crafely.auth import keys
 from crafely.auth.hashing import Hasher
 from crafely.config import Settings
-from crafely.db import embedded
 from crafely.db.session import Database, Identity, Session
 from crafely.store import api_keys
 from tests.auth.conftest import ISSUER, PARTY, Signer
-from tests.conftest import _administer, _url
 
 # What every answer must carry, besides its request id.
 HEADERS = {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-store", "Server": "crafely"}
@@ -222,15 +219,6 @@ async def serving(url: str, signer: Signer, **settings: Any) -> AsyncIterator[Se
 @pytest.fixture(scope="session")
 def signer() -> Signer:
     return Signer("ins_a")
-
-
-@pytest.fixture(scope="module")
-def module_database(server: embedded.Server, template: str) -> Iterator[str]:
-    """The URL of a migrated database for the tests of one module."""
-    name = f"crafely_module_{os.getpid()}_{next(_numbers)}"
-    _administer(server, f"create database {name} template {template}")
-    yield _url(server, name)
-    _administer(server, f"drop database {name} with (force)")
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

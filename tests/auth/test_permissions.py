@@ -78,6 +78,10 @@ def test_the_pattern_takes_linear_time() -> None:
         ({"admin"}, "agents:read", False),
         ({"admin"}, "*", False),
         ({"*", "admin"}, "admin", True),
+        ({"*"}, "monitor:read", False),
+        ({"admin"}, "monitor:read", True),
+        ({"monitor:read"}, "monitor:read", True),
+        ({"monitor:read"}, "admin", False),
     ],
 )
 def test_allows(held: set[str], wanted: str, answer: bool) -> None:
