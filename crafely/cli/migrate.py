@@ -4,15 +4,10 @@ import argparse
 import sys
 from collections.abc import Callable
 
-import msgspec
-from rich.table import Table
-
-from crafely.cli.tables import show
+from crafely.cli import migrate_checks
 from crafely.cli.target import Target, near, target
 from crafely.config import load
 from crafely.db import migrate
-
-_STYLES = {"applied": "green", "pending": "yellow", "edited": "red", "missing": "red"}
 
 
 def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -29,9 +24,18 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     down.add_argument("--all", action="store_true", help="all of them: nothing is left")
     down.set_defaults(run=_on(_down))
 
-    status = actions.add_parser("status", help="what is applied and what is not; only reads; exit code 1 unless all is")
+    status = actions.add_parser(
+        "status",
+        help="what is applied, and what is not as migrations make it; only reads; exit code 1 unless all is well",
+    )
+    status.add_argument("--history", action="store_true", help="only what is applied, without looking at the objects")
     status.add_argument("--json", action="store_true", help="for programs")
-    status.set_defaults(run=_on(_status))
+    status.set_defaults(run=_on(migrate_checks.status))
+
+    verify = actions.add_parser("verify", help="try each one up, down and up, under traffic, on a server made for it")
+    verify.add_argument("id", nargs="?", metavar="ID", help="this one alone, such as 0003.api-keys (default: all)")
+    verify.add_argument("--json", action="store_true", help="for programs")
+    verify.set_defaults(run=migrate_checks.verify)
 
     new = actions.add_parser("new", help="start a migration: both files, to be filled in")
     new.add_argument("name", metavar="NAME", help="its topic, such as agents-archive")
@@ -60,20 +64,6 @@ def _down(found: Target, arguments: argparse.Namespace) -> int:
     done = migrate.down(found.url, steps=None if arguments.all else arguments.steps, on_progress=_say)
     _say(f"{len(done)} rolled back" if done else "nothing to do")
     return 0
-
-
-def _status(found: Target, arguments: argparse.Namespace) -> int:
-    history = migrate.status(found.url)
-    if arguments.json:
-        print(msgspec.json.encode(history).decode())
-    else:
-        table = Table("migration", "state", "applied at (UTC)", "checksum")
-        for one in history:
-            applied = one.applied_at.strftime("%Y-%m-%d %H:%M:%S") if one.applied_at else ""
-            table.add_row(one.id, f"[{_STYLES[one.state]}]{one.state}[/]", applied, one.checksum[:12])
-        show(table)
-    # A script can ask: 0 means that the database is what the files say.
-    return 0 if all(one.state == "applied" for one in history) else 1
 
 
 def _new(arguments: argparse.Namespace) -> int:

@@ -9,6 +9,7 @@ migrations/README.md says what the files look like.
 """
 
 import os
+import re
 import socket
 import time
 import uuid
@@ -20,14 +21,28 @@ from typing import Any, Literal
 
 import msgspec
 import psycopg
+from psycopg import generators, pq
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from yoyo import internalmigrations
 from yoyo.backends.core.postgresql import PostgresqlPsycopgBackend
 from yoyo.connections import DatabaseURI
 
-from crafely.db.migration_files import MigrationError, Script, create, load
+from crafely.db.migration_files import MigrationError, Script, create, load, statements
 
-__all__ = ["Migration", "MigrationError", "down", "expected", "folder", "new", "pending", "reset", "status", "up"]
+__all__ = [
+    "Migration",
+    "MigrationError",
+    "down",
+    "expected",
+    "folder",
+    "new",
+    "pending",
+    "reading",
+    "reset",
+    "split",
+    "status",
+    "up",
+]
 
 # How long a runner waits for another one to finish, and how often it asks, in seconds.
 LOCK_WAIT = 60.0
@@ -86,14 +101,28 @@ def status(url: str, folder: Path | None = None) -> list[Migration]:
     ``url`` is anything libpq takes. Raises MigrationError for a bad file, and when the database cannot be asked.
     """
     scripts = _load(folder)
-    with _one_line_errors(), _connect(url, _READER) as connection:
+    with reading(url) as connection:
         return _history(connection, scripts)
 
 
+@contextmanager
+def reading(url: str) -> Iterator[psycopg.Connection]:
+    """A session on a database that could not write if it tried. Raises MigrationError for whatever goes wrong in it."""
+    with _one_line_errors(), _connect(url, _READER) as connection:
+        yield connection
+
+
 def up(
-    url: str, folder: Path | None = None, *, on_progress: Progress = lambda _: None, to: str | None = None
+    url: str,
+    folder: Path | None = None,
+    *,
+    on_progress: Progress = lambda _: None,
+    to: str | None = None,
+    before_commit: Progress = lambda _: None,
 ) -> list[str]:
     """Apply what is pending, in order, up to and including the id ``to``; gives the ids applied.
+
+    ``before_commit`` is called with an id when its file has run and its locks are still held.
 
     Each file and its mark are one transaction: a crash leaves it wholly applied or not at all. A second runner waits
     (at most LOCK_WAIT seconds) and then finds nothing to do. Raises MigrationError: a bad file, a history that is not
@@ -103,7 +132,7 @@ def up(
     if to is not None and to not in {script.id for script in scripts}:
         raise MigrationError(f"{to}: the folder has no such migration")
     with _locked(url, on_progress) as backend:
-        return _up(backend, scripts, on_progress, to)
+        return _up(backend, scripts, on_progress, to, before_commit)
 
 
 def down(
@@ -138,7 +167,7 @@ def reset(
         if not embedded and force != name:
             raise MigrationError(f"reset destroys all data of the database {name!r}: only its name can force that")
         _down(backend, scripts, on_progress, None)
-        _up(backend, scripts, on_progress, None)
+        _up(backend, scripts, on_progress)
 
 
 def new(name: str, folder: Path | None = None) -> tuple[Path, Path]:
@@ -148,6 +177,14 @@ def new(name: str, folder: Path | None = None) -> tuple[Path, Path]:
     written.
     """
     return create(_place(folder), name)
+
+
+def split(message: str, file: str) -> tuple[str, int, str]:
+    """File, line and problem of a MigrationError's message; line 1, and ``file``, where it names none."""
+    found = re.match(r"(?P<file>\d{4}\.[\w.-]+\.sql)(?::(?P<line>\d+))?: (?P<problem>.*)", message)
+    if not found:
+        return file, 1, message
+    return found["file"], int(found["line"] or 1), found["problem"]
 
 
 def _place(place: Path | None) -> Path:
@@ -268,7 +305,13 @@ def _sound_history(connection: psycopg.Connection, scripts: list[Script]) -> lis
     return history
 
 
-def _up(backend: _Backend, scripts: list[Script], on_progress: Progress, to: str | None) -> list[str]:
+def _up(
+    backend: _Backend,
+    scripts: list[Script],
+    on_progress: Progress,
+    to: str | None = None,
+    before_commit: Progress = lambda _: None,
+) -> list[str]:
     history = _sound_history(backend.connection, scripts)
     if internalmigrations.needs_upgrading(backend):
         internalmigrations.upgrade(backend)
@@ -276,7 +319,12 @@ def _up(backend: _Backend, scripts: list[Script], on_progress: Progress, to: str
     todo = [script for script in scripts if script.id in wanted and (to is None or script.id <= to)]
     for script in todo:
         on_progress(f"applying {script.id}")
-        _run(backend, script, f"{script.id}.sql", script.up, backend.mark_one)
+
+        def mark(script: Script) -> None:
+            before_commit(script.id)
+            backend.mark_one(script)
+
+        _run(backend, script, f"{script.id}.sql", script.up, mark)
     return [script.id for script in todo]
 
 
@@ -309,12 +357,18 @@ def _run(backend: _Backend, script: Script, file: str, text: str, mark: Callable
 
 
 def _execute(connection: psycopg.Connection, script: Script, file: str, text: str) -> None:
+    """Give the server a file as it is. Its statements answer one by one, which tells where an error stands."""
     try:
-        connection.execute(text.encode())
+        with connection.lock:
+            connection.pgconn.send_query(text.encode())
+            results = connection.wait(generators.execute(connection.pgconn))
+        if results[-1].status == pq.ExecStatus.FATAL_ERROR:
+            raise psycopg.errors.error_from_result(results[-1])
     except psycopg.Error as error:
         if position := error.diag.statement_position:
-            line = text.count("\n", 0, int(position) - 1) + 1
-            file = f"{file}:{line}"
+            file = f"{file}:{text.count(chr(10), 0, int(position) - 1) + 1}"
+        elif error.diag.sqlstate and len(results) <= len(begins := [line for line, _ in statements(text)]):
+            file = f"{file}:{begins[len(results) - 1]}"
         hint = ""
         if not script.transactional:
             hint = "; it runs outside a transaction: see what it left behind before you run it again"

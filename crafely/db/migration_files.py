@@ -133,20 +133,47 @@ def _read(path: Path) -> tuple[str, dict[str, str]]:
     return text, directives
 
 
+def statements(text: str) -> list[tuple[int, str]]:
+    """The statements of a file: the line on which each begins, and its text with strings and comments blotted out."""
+    found = []
+    plain = _blotted(text)
+    begin = 0
+    for end in [*(match.start() for match in re.finditer(";", plain)), len(plain)]:
+        statement = plain[begin:end]
+        if statement.strip():
+            first = begin + len(statement) - len(statement.lstrip())
+            found.append((plain.count("\n", 0, first) + 1, statement.strip()))
+        begin = end + 1
+    return found
+
+
+def _blotted(text: str) -> str:
+    """The text without what means nothing to us, each line where it was."""
+
+    def blot(match: re.Match[str]) -> str:
+        return (" " if match["comment"] else "''") + "\n" * match[0].count("\n")
+
+    return _BODY.sub(lambda match: "\n" * match[0].count("\n"), _OPAQUE.sub(blot, text))
+
+
 def _check_statements(file: str, text: str, transactional: bool) -> None:
-    plain = _BODY.sub("", _OPAQUE.sub(lambda match: " " if match["comment"] else "''", text))
-    statements = [statement for statement in plain.split(";") if statement.strip()]
-    if not statements:
+    found = statements(text)
+    if not found:
         raise MigrationError(f"{file}: holds no statement")
-    if not transactional and len(statements) > 1:
-        raise MigrationError(f"{file}: {len(statements)} statements; outside a transaction a file holds exactly one")
-    if "\\" in plain:
-        raise MigrationError(f"{file}: has a backslash command; those are psql's, the server does not know them")
-    for statement in statements:
+    if not transactional and len(found) > 1:
+        raise MigrationError(
+            f"{file}:{found[1][0]}: {len(found)} statements; outside a transaction a file holds exactly one"
+        )
+    for line, statement in found:
+        if "\\" in statement:
+            line += statement.count("\n", 0, statement.index("\\"))  # noqa: PLW2901 - where in the statement it is
+            raise MigrationError(
+                f"{file}:{line}: has a backslash command; those are psql's, the server does not know them"
+            )
         if match := _TRANSACTION.match(statement):
-            raise MigrationError(f"{file}: `{match[1]}`: a migration opens and closes no transaction of its own")
+            raise MigrationError(f"{file}:{line}: `{match[1]}`: a migration opens and closes no transaction of its own")
         if re.match(r"\s*copy\b.*\bstdin\b", statement, re.DOTALL | re.IGNORECASE):
-            raise MigrationError(f"{file}: `copy … from stdin`: there is no input here; use insert")
+            raise MigrationError(f"{file}:{line}: `copy … from stdin`: there is no input here; use insert")
 
 
 def create(folder: Path, name: str) -> tuple[Path, Path]:

@@ -23,8 +23,8 @@ def command(folder: Path, empty_database: str) -> Any:
 
 def test_forwards_and_back(command: Any) -> None:
     def states() -> list[str]:
-        code, out, _ = command("status", "--json")
-        found = [migration["state"] for migration in json.loads(out)]
+        code, out, _ = command("status", "--history", "--json")
+        found = [migration["state"] for migration in json.loads(out)["migrations"]]
         assert code == (0 if set(found) == {"applied"} else 1)
         return found
 
@@ -52,6 +52,35 @@ def test_status_as_a_table(command: Any) -> None:
     assert (code, said) == (1, "")
     assert "0001.roles" in out
     assert "pending" in out
+    assert out.endswith("objects: not compared: no migration is applied\n")
+
+
+def test_status_names_what_is_not_as_migrations_make_it(command: Any, empty_database: str) -> None:
+    command("up")
+    assert command("status")[:2] == (
+        0,
+        command("status", "--history")[1] + "objects: all are as the migrations make them\n",
+    )
+    with psycopg.connect(empty_database, autocommit=True) as connection:
+        connection.execute("grant delete on agents to crafely_app")
+        connection.execute("drop index threads_user_id_created_at_id_idx")
+    code, out, said = command("status", "--json")
+    assert (code, said) == (1, "")
+    assert [one["object"] for one in json.loads(out)["drift"]["differences"]] == [
+        "grant on agents to crafely_app",
+        "index threads_user_id_created_at_id_idx on threads",
+    ]
+    code, out, _ = command("status")
+    assert code == 1
+    assert "2 differ from what the migrations make:\n  grant on agents to crafely_app: is «delete, insert" in out
+    assert "reset" not in out
+
+
+def test_verify_tells_what_a_migration_did(folder: Path) -> None:
+    done = crafely(folder, "migrate", "verify", "0005.threads")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "agents: share row exclusive" in done.stdout
+    assert done.stdout.endswith("1 migrations there, back and there again, 0 findings\n")
 
 
 def test_reset_of_a_named_database_needs_its_name(command: Any, empty_database: str) -> None:
@@ -84,6 +113,7 @@ def test_reset_of_the_embedded_database_needs_nothing(copied: tuple[Path, str]) 
         (["up", "--to", "0099.nothing"], 1, "0099.nothing: the folder has no such migration"),
         (["down", "--steps", "0"], 1, "steps: 0 is not a whole number from 1"),
         (["down", "--steps", "two"], 2, "argument --steps: invalid int value: 'two'"),
+        (["verify", "0099.nothing"], 1, "0099.nothing: the folder has no such migration"),
         (["new", "Not A Topic"], 1, "Not A Topic"),
         (["sideways"], 2, "invalid choice: 'sideways'"),
         ([], 2, "the following arguments are required: ACTION"),

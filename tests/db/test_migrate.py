@@ -171,9 +171,9 @@ def test_what_a_file_sets_ends_with_the_file(empty_database: str, tmp_path: Path
     ("statement", "message"),
     [
         ("create table c (id nonsense);", r'^0003\.c\.sql:4: type "nonsense" does not exist$'),
-        ("create table b ();", r'^0003\.c\.sql: relation "b" already exists$'),
-        ("create index concurrently on ü (id);", r"^0003\.c\.sql: CREATE INDEX CONCURRENTLY cannot run inside"),
-        ("insert into ü values (1); insert into ü values (1);", r"^0003\.c\.sql: duplicate key value"),
+        ("create table b ();", r'^0003\.c\.sql:4: relation "b" already exists$'),
+        ("create index concurrently on ü (id);", r"^0003\.c\.sql:4: CREATE INDEX CONCURRENTLY cannot run inside"),
+        ("insert into ü values (1); insert into ü values (1);", r"^0003\.c\.sql:4: duplicate key value"),
         ("insert into ü values ('secret');", r"^0003\.c\.sql:4: invalid input syntax"),
     ],
 )
@@ -192,7 +192,7 @@ def test_a_failing_statement_names_file_and_line_and_leaves_nothing(
 def test_a_failing_rollback_leaves_everything(empty_database: str, files: Path) -> None:
     write(files, "0003.c", TABLE.format("c"), "-- Back.\ndrop table c;\ndrop table c;\n")
     migrate.up(empty_database, files)
-    with pytest.raises(MigrationError, match=r'^0003\.c\.rollback\.sql: table "c" does not exist'):
+    with pytest.raises(MigrationError, match=r'^0003\.c\.rollback\.sql:3: table "c" does not exist'):
         migrate.down(empty_database, files, steps=None)
     assert tables(empty_database) == {"a", "b", "c"}
     assert states(empty_database, files)[-1] == ("0003.c", "applied")
@@ -208,7 +208,7 @@ def test_a_migration_that_cannot_be_marked_is_not_applied(empty_database: str, f
 
 def test_a_lost_connection_leaves_nothing_and_says_so(empty_database: str, files: Path) -> None:
     write(files, "0003.c", TABLE.format("c") + "select pg_terminate_backend(pg_backend_pid());", DROP.format("c"))
-    with pytest.raises(MigrationError, match=r"^0003\.c\.sql: terminating connection"):
+    with pytest.raises(MigrationError, match=r"^0003\.c\.sql:3: terminating connection"):
         migrate.up(empty_database, files)
     assert tables(empty_database) == {"a", "b"}
 
@@ -229,7 +229,7 @@ def test_outside_a_transaction_a_failure_warns_of_what_is_left(empty_database: s
     write(files, "0003.rows", "-- Rows.\nalter table a add x int; insert into a values (1, 1), (2, 1);")
     write(files, "0004.index", INDEX.replace("index", "unique index", 1).replace("(id)", "(x)"))
     with pytest.raises(
-        MigrationError, match=r"^0004\.index\.sql: could not create unique index .* what it left behind"
+        MigrationError, match=r"^0004\.index\.sql:3: could not create unique index .* what it left behind"
     ):
         migrate.up(empty_database, files)
     assert states(empty_database, files)[2:] == [("0003.rows", "applied"), ("0004.index", "pending")]

@@ -49,22 +49,22 @@ BAD_FILES: dict[str, tuple[dict[str, str | bytes], str]] = {
     "mark": ({"0003.c.sql": "\ufeff" + OK, "0003.c.rollback.sql": OK}, "no byte order mark"),
     "nul": ({"0003.c.sql": OK + "\0drop", "0003.c.rollback.sql": OK}, "no NUL"),
     "lone return": ({"0003.c.sql": b"-- Why.\n--\rcommit;\nselect 1", "0003.c.rollback.sql": OK}, "carriage return"),
-    "psql": ({"0003.c.sql": OK + "\\d a\n", "0003.c.rollback.sql": OK}, "backslash command"),
+    "psql": ({"0003.c.sql": OK + "\\d a\n", "0003.c.rollback.sql": OK}, "sql:3: has a backslash"),
     "gexec": ({"0003.c.sql": "-- Why.\nselect 1 \\gexec\n", "0003.c.rollback.sql": OK}, "backslash command"),
     "begin": (
         {"0003.c.sql": "-- Why.\nbegin; select 1; commit;", "0003.c.rollback.sql": OK},
-        "`begin`: a migration opens",
+        "sql:2: `begin`: a migration opens",
     ),
     "commit": ({"0003.c.sql": OK + "/* x */ COMMIT;", "0003.c.rollback.sql": OK}, "`COMMIT`: a migration opens"),
-    "end": ({"0003.c.sql": OK + "end;", "0003.c.rollback.sql": OK}, "`end`: a migration opens"),
+    "end": ({"0003.c.sql": OK + "end;", "0003.c.rollback.sql": OK}, "sql:3: `end`: a migration opens"),
     "stdin": ({"0003.c.sql": "-- Why.\ncopy a\nfrom stdin;", "0003.c.rollback.sql": OK}, "there is no input"),
     "two statements": (
         {"0003.c.sql": "-- Why.\n-- transactional: false\nselect 1; select 2;", "0003.c.rollback.sql": OK},
-        r"0003\.c\.sql: 2 statements",
+        r"0003\.c\.sql:3: 2 statements",
     ),
     "two back": (
         {"0003.c.sql": "-- transactional: false\n" + OK, "0003.c.rollback.sql": OK + "select 2"},
-        r"0003\.c\.rollback\.sql: 2 statements",
+        r"0003\.c\.rollback\.sql:3: 2 statements",
     ),
 }
 
