@@ -227,3 +227,16 @@ async def look(
         pool=await pool(db, overview, pools),
         activity=await activity(db),
     )
+
+
+async def look_again(db: Executor, last: Desk, *, take: int = MAX_ROWS) -> Desk:
+    """A desk with what changes from second to second as it is now, and the rest as it was: sizes and indexes."""
+    overview = await monitor.overview(db)
+    return Desk(
+        overview=overview,
+        queries=await queries(db, take=take),
+        indexes=last.indexes,
+        storage=last.storage,
+        pool=await pool(db, overview, {}),
+        activity=await activity(db),
+    )
