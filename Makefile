@@ -18,6 +18,12 @@ test: $(VENV)/.dev  ## install and run every test
 torture: $(VENV)/.dev  ## kill -9 workers and PostgreSQL under load, twenty times; two of them are among the tests
 	TORTURE_KILLS=20 CRAFELY_TEST_POSTGRES="$(PG)" $(BIN)/python -m pytest -s -q tests/torture
 
+.PHONY: soak
+MINUTES ?= 10
+
+soak: $(VENV)/.dev  ## a mixed load for MINUTES, every answer looked at; some seconds of it are among the tests
+	SOAK_MINUTES=$(MINUTES) CRAFELY_TEST_POSTGRES="$(PG)" $(BIN)/python -m pytest -s -q tests/soak
+
 lint: $(VENV)/.dev  ## lint, format and types
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check

@@ -11,7 +11,6 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import ExitStack
-from pathlib import Path
 from typing import NamedTuple
 
 import psycopg
@@ -19,15 +18,13 @@ import pytest
 from rich import box
 from rich.table import Table
 
-from crafely.cli import keys
 from crafely.cli.tables import show
-from crafely.config import Settings
-from crafely.db import embedded, migrate
-from tests.cli.conftest import PROGRAM, Serving, crafely, new_folder, processes, until
+from tests.cli.conftest import crafely, new_folder, until
 from tests.torture.load import Load
+from tests.torture.scene import WORKERS, Scene
 
 KILLS = int(os.environ.get("TORTURE_KILLS", "2"))
-CLIENTS, USERS, WORKERS = 48, 4, 2
+CLIENTS, USERS = 48, 4
 # After that long the server would have to be restarted by hand, which is a failure.
 RECOVERY_SECONDS = 60
 VICTIMS = ("postmaster and worker", "worker", "backend", "postmaster")
@@ -58,59 +55,33 @@ class Kill(NamedTuple):
     seconds: float
 
 
-class Scene:
-    """A PostgreSQL that the test keeps alive, and two workers on it."""
+def kill(scene: Scene, victim: str) -> None:
+    if "postmaster" in victim:
+        pid = int((scene.home / "postgres" / "postmaster.pid").read_text().split()[0])
+        os.kill(pid, signal.SIGKILL)
+    if "worker" in victim:
+        # With the database gone, the one that takes its place begins without.
+        os.kill(random.choice(scene.workers()), signal.SIGKILL)  # noqa: S311 - no secret
+    if victim == "backend":
+        # Ours would be ended with all others, so it is closed first.
+        with psycopg.connect(scene.url) as connection:
+            pid = next(iter(connection.execute(METER)))[0]
+        os.kill(pid, signal.SIGKILL)
 
-    def __init__(self, folder: Path, stack: ExitStack) -> None:
-        self._stack = stack
-        self._home = folder / "database"
-        self.url = self.start()
-        migrate.up(self.url)
-        self.keys = [
-            keys.make(Settings(), self.url, user_id=f"user_{n}", name=None, permissions=["usage:write"]).token
-            for n in range(USERS)
-        ]
-        self.variables = {"CRAFELY_DATABASE_URL": self.url}
-        self.serving = Serving(folder, "--workers", str(WORKERS), **self.variables).ready()
 
-    def start(self) -> str:
-        """Starts PostgreSQL, with fsync; where it was killed it comes back at the same place. Gives the URL."""
-        named = os.environ.get("CRAFELY_TEST_POSTGRES", "")
-        # A server that somebody else runs is not killed here.
-        programs = Path(named) if named and not named.startswith("postgres") else None
-        return self._stack.enter_context(embedded.running(self._home, postgres_bin=programs)).url
-
-    def workers(self) -> list[int]:
-        found = processes(self.serving.folder).items()
-        return sorted(pid for pid, line in found if PROGRAM in line and pid != self.serving.process.pid)
-
-    def kill(self, victim: str) -> None:
-        if "postmaster" in victim:
-            pid = int((self._home / "postgres" / "postmaster.pid").read_text().split()[0])
-            os.kill(pid, signal.SIGKILL)
-        if "worker" in victim:
-            # With the database gone, the one that takes its place begins without.
-            os.kill(random.choice(self.workers()), signal.SIGKILL)  # noqa: S311 - no secret
-        if victim == "backend":
-            # Ours would be ended with all others, so it is closed first.
-            with psycopg.connect(self.url) as connection:
-                pid = next(iter(connection.execute(METER)))[0]
-            os.kill(pid, signal.SIGKILL)
-
-    def repair(self, victim: str) -> None:
-        """What whoever runs the database does; the server itself is left alone."""
-        if "postmaster" in victim:
-            self.start()
-        assert self.serving.process.poll() is None, self.serving.err[-3000:]
+def repair(scene: Scene, victim: str) -> None:
+    """What whoever runs the database does; the server itself is left alone."""
+    if "postmaster" in victim:
+        scene.start()
+    assert scene.serving.process.poll() is None, scene.serving.err[-3000:]
 
 
 @pytest.fixture
 def scene() -> Iterator[Scene]:
     with new_folder() as folder, ExitStack() as stack:
-        scene = Scene(folder, stack)
+        scene = Scene(folder, stack, users=USERS, permissions=["usage:write"])
         yield scene
-        scene.serving.ctrl_c()
-        assert scene.serving.process.wait(timeout=RECOVERY_SECONDS) == 0, scene.serving.err[-5000:]
+        scene.stop(RECOVERY_SECONDS)
 
 
 async def torture(scene: Scene, load: Load) -> list[Kill]:
@@ -119,9 +90,9 @@ async def torture(scene: Scene, load: Load) -> list[Kill]:
         await load.more(500, RECOVERY_SECONDS)
         await asyncio.sleep(random.uniform(0, 0.5))  # noqa: S311 - no secret
         victim = VICTIMS[number % len(VICTIMS)]
-        await asyncio.to_thread(scene.kill, victim)
+        await asyncio.to_thread(kill, scene, victim)
         begin, in_flight, acknowledged = time.monotonic(), load.in_flight, load.acknowledged
-        await asyncio.to_thread(scene.repair, victim)
+        await asyncio.to_thread(repair, scene, victim)
         seconds = await load.recovered(begin, RECOVERY_SECONDS)
         await asyncio.to_thread(until, lambda: len(scene.workers()) == WORKERS, "all workers")
         kills.append(Kill(victim, in_flight, acknowledged, seconds))

@@ -1,0 +1,47 @@
+"""A PostgreSQL that a test keeps alive, with users and their keys, and ``crafely serve`` with several workers on it."""
+
+import os
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+from crafely.cli import keys
+from crafely.config import Settings
+from crafely.db import embedded, migrate
+from tests.cli.conftest import PROGRAM, Serving, processes
+
+WORKERS = 2
+
+
+class Scene:
+    """Both, in a folder; the stack stops PostgreSQL, and whoever made the folder what else runs in it."""
+
+    def __init__(self, folder: Path, stack: ExitStack, *, users: int, permissions: Sequence[str]) -> None:
+        self._stack = stack
+        self.home = folder / "database"
+        self.url = self.start()
+        migrate.up(self.url)
+        # One for each user.
+        self.keys = [
+            keys.make(Settings(), self.url, user_id=f"user_{n}", name=None, permissions=list(permissions)).token
+            for n in range(users)
+        ]
+        self.variables = {"CRAFELY_DATABASE_URL": self.url}
+        self.serving = Serving(folder, "--workers", str(WORKERS), **self.variables).ready()
+
+    def start(self) -> str:
+        """Starts PostgreSQL, with fsync; where it was killed it comes back at the same place. Gives the URL."""
+        named = os.environ.get("CRAFELY_TEST_POSTGRES", "")
+        # A server that somebody else runs is left alone.
+        programs = Path(named) if named and not named.startswith("postgres") else None
+        return self._stack.enter_context(embedded.running(self.home, postgres_bin=programs)).url
+
+    def workers(self) -> list[int]:
+        """The pids of the workers that run now."""
+        found = processes(self.serving.folder).items()
+        return sorted(pid for pid, line in found if PROGRAM in line and pid != self.serving.process.pid)
+
+    def stop(self, seconds: float) -> None:
+        """Ctrl-C, and an end in order. PostgreSQL goes on."""
+        self.serving.ctrl_c()
+        assert self.serving.process.wait(timeout=seconds) == 0, self.serving.err[-5000:]
