@@ -21,6 +21,8 @@ _API = "crafely.api"
 # What every request goes through before its handler.
 _REQUEST = f"{_API}.wire.bind"
 _HOUSEKEEPING = f"{_API}.housekeeping.running"
+# Where a command that serves begins to do so.
+_SERVING = (f"{_API}.server", f"{_API}.workers")
 # What is handed to it is measured, not run.
 _MEASURING = f"{_API}.telemetry"
 
@@ -164,12 +166,12 @@ class _Source:
     def reached(self, start: str, kind: Kind) -> set[str]:
         """The functions of the store that something leads to.
 
-        A command that serves leads to the whole API: what that does its routes and jobs tell, so there it ends.
+        A command that serves leads to all of the API: its routes and jobs tell what that does, so there it ends.
         """
         seen, waiting = {start}, [start]
         while waiting:
             for name, _ in self._references.get(waiting.pop(), ()):
-                if name not in seen and not (kind == "command" and name.startswith(_API)):
+                if name not in seen and not (kind == "command" and name.startswith(_SERVING)):
                     seen.add(name)
                     waiting.append(name)
         return seen & self.signatures.keys()

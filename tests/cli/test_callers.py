@@ -38,6 +38,16 @@ def test_every_statement_is_found_and_has_a_caller() -> None:
         # A command with actions, and one that makes the first key.
         ("api_keys/create", {"route: POST /v1/api-keys", "command: crafely keys create", "command: crafely serve"}),
         ("usage/months", {"command: crafely usage reconcile"}),
+        # A command that shares what it shows with the API.
+        (
+            "monitor/locks",
+            {
+                "route: GET /v1/monitor/activity",
+                "route: GET /v1/monitor/alerts",
+                "command: crafely monitor",
+                "job: observe_database",
+            },
+        ),
         # Housekeeping.
         ("api_keys/touch", {"job: flush_touches"}),
         ("user_subscriptions/expire", {"job: expire_subscriptions"}),
