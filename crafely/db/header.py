@@ -1,16 +1,20 @@
 """The header of a SQL file: its comment lines before the statement. ``sql/README.md`` gives the grammar."""
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 import msgspec
 
 # The roles that a statement may run as; the first is what a header that names none means.
 ROLES = ("crafely_app", "crafely_auth", "crafely_meter", "crafely_admin", "crafely_monitor", "crafely_backup")
+# The words of a header, in the order in which they stand.
+WORDS = ("returns", "one row", "role", "uses", "scans", "not null")
 
+# A long list goes on in another line of the same word.
+_REPEATED = {"uses", "scans", "not null"}
 _WORD = re.compile(r"-- ([a-z][a-z ]*): *(.*)")
 _INDEX = re.compile(r"[a-z][a-z0-9_]*")
-_WORDS = {"returns", "uses", "role", "scans"}
 
 
 class SqlFileError(Exception):
@@ -35,7 +39,11 @@ class Header(msgspec.Struct, frozen=True):
     uses: tuple[str, ...] = ()
     # Tables that it may read from end to end, each with the reason.
     scans: tuple[tuple[str, str], ...] = ()
-    # The line on which each word stands, for error messages.
+    # Columns that are never null, although the server cannot know it.
+    not_null: tuple[str, ...] = ()
+    # Why one row comes at most, and for «one» at least, where the server's parse tree does not show it.
+    one_row: str = ""
+    # The line on which each word stands, for error messages; of each table of «scans», too: "scans usage".
     lines: dict[str, int] = {}
 
 
@@ -58,14 +66,11 @@ def read_header(path: Path, name: str, source: str) -> tuple[Header, int]:
                 raise SqlFileError(path, 1, f"the first line must be «-- sql/{name}.sql»")
         elif found := _WORD.fullmatch(line.rstrip()):
             word, value = found.groups()
-            if word not in _WORDS:
-                raise SqlFileError(
-                    path, number, f"«{word}» is no word of a header; they are {', '.join(sorted(_WORDS))}"
-                )
-            if word in words and word != "scans":
-                raise SqlFileError(path, number, f"«{word}» is said twice")
+            _check_word(path, number, word, words)
             words[word] = f"{words[word]}\n{value}" if word in words else value
-            lines[word] = number
+            lines.setdefault(word, number)
+            if word == "scans":
+                lines[f"scans {value.partition(',')[0]}"] = number
         elif words:
             raise SqlFileError(path, number, "the description ends where the first word begins")
         else:
@@ -80,9 +85,20 @@ def read_header(path: Path, name: str, source: str) -> tuple[Header, int]:
         roles=_list(path, lines, words, "role", ROLES) or ROLES[:1],
         uses=_list(path, lines, words, "uses", None),
         scans=_scans(path, lines, words),
+        one_row=_because(path, lines, words, "one row"),
+        not_null=_list(path, lines, words, "not null", None),
         lines=lines,
     )
     return header, offset
+
+
+def _check_word(path: Path, number: int, word: str, before: Iterable[str]) -> None:
+    if word not in WORDS:
+        raise SqlFileError(path, number, f"«{word}» is no word of a header; they are {', '.join(sorted(WORDS))}")
+    if word in before and word not in _REPEATED:
+        raise SqlFileError(path, number, f"«{word}» is said twice")
+    if any(WORDS.index(word) < WORDS.index(earlier) for earlier in before):
+        raise SqlFileError(path, number, f"the order of a header is {', '.join(WORDS)}")
 
 
 def _list(
@@ -90,7 +106,7 @@ def _list(
 ) -> tuple[str, ...]:
     if word not in words:
         return ()
-    items = tuple(item.strip() for item in words[word].split(","))
+    items = tuple(item.strip() for item in words[word].replace("\n", ",").split(","))
     for item in items:
         if not _INDEX.fullmatch(item) or (known and item not in known):
             raise SqlFileError(
@@ -107,3 +123,11 @@ def _scans(path: Path, lines: dict[str, int], words: dict[str, str]) -> tuple[tu
             raise SqlFileError(path, lines["scans"], "must be «scans: TABLE, because REASON»")
         scans.append((table, reason))
     return tuple(scans)
+
+
+def _because(path: Path, lines: dict[str, int], words: dict[str, str], word: str) -> str:
+    said = words.get(word, "because ")
+    reason = said.removeprefix("because ").strip()
+    if word in words and (not reason or reason == said):
+        raise SqlFileError(path, lines[word], f"must be «{word}: because REASON»")
+    return reason

@@ -38,6 +38,24 @@ def parameters(text: str) -> Iterator[tuple[int, int, str]]:
 
     Raises LexerError for a text that is not closed.
     """
+    for kind, start, end in _tokens(text):
+        if kind == "parameter":
+            yield start, end, text[start + 1 : end]
+
+
+def words(text: str) -> str:
+    """The text with blanks for all that is no word of SQL: strings, quoted names, comments, parameters.
+
+    As long as the text, with the same lines. Raises LexerError for a text that is not closed.
+    """
+    blanked = list(text)
+    for kind, start, end in _tokens(text):
+        if kind != "cast":
+            blanked[start:end] = [character if character == "\n" else " " for character in text[start:end]]
+    return "".join(blanked)
+
+
+def _tokens(text: str) -> Iterator[tuple[str, int, int]]:
     position = 0
     while found := _TOKEN.search(text, position):
         position = found.end()
@@ -50,8 +68,7 @@ def parameters(text: str) -> Iterator[tuple[int, int, str]]:
                     raise LexerError(f"the dollar quote {found[0]}", found.start())
             case "escape_string" | "string" | "identifier" as kind if not found[f"{kind}_end"]:
                 raise LexerError(f"a quoted {'identifier' if kind == 'identifier' else 'string'}", found.start())
-            case "parameter":
-                yield found.start(), found.end(), found["parameter"]
+        yield str(found.lastgroup), found.start(), position
 
 
 def _end_of_comment(text: str, start: int) -> int:

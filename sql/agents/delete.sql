@@ -1,7 +1,7 @@
 -- sql/agents/delete.sql
 -- Deletes a live agent softly. Its threads stay as they are.
 -- returns: count
--- uses: agents_pkey
+-- uses: agents_user_id_id_key
 update agents
 set deleted_at = now()
 where id = :id

@@ -1,7 +1,7 @@
 -- sql/agents/restore.sql
 -- Brings a deleted agent back. One that is live stays as it is.
 -- returns: maybe Agent
--- uses: agents_pkey
+-- uses: agents_user_id_id_key
 update agents
 set deleted_at = null
 where id = :id

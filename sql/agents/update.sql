@@ -1,7 +1,7 @@
 -- sql/agents/update.sql
 -- Changes what :changes names, a JSON object of columns; what it does not name stays.
 -- returns: maybe Agent
--- uses: agents_pkey
+-- uses: agents_user_id_id_key
 update agents a
 set (name, instructions, tools, context) = (
     -- The row itself is the base: a column that :changes does not name keeps its value.

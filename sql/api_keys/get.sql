@@ -1,7 +1,7 @@
 -- sql/api_keys/get.sql
 -- One of the user's keys, active or not.
 -- returns: maybe ApiKey
--- uses: api_keys_pkey
+-- uses: api_keys_user_id_id_key
 select id, key_id, name, prefix, permissions, active, expires_at, rate_limit, last_used_at, created_at, updated_at
 from api_keys
 where id = :id

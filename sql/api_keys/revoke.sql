@@ -2,7 +2,7 @@
 -- Revokes a key for good; the row stays, for the usage that refers to it. Gives the public id of a key that was revoked
 -- before, too.
 -- returns: maybe str
--- uses: api_keys_pkey
+-- uses: api_keys_user_id_id_key
 update api_keys
 set active = false
 where id = :id

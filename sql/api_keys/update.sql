@@ -1,7 +1,7 @@
 -- sql/api_keys/update.sql
 -- Changes what :changes names, a JSON object of columns; what it does not name stays. A revoked key stays revoked.
 -- returns: maybe ApiKey
--- uses: api_keys_pkey
+-- uses: api_keys_user_id_id_key
 update api_keys k
 set name = case when :changes::jsonb ? 'name' then c.name else k.name end,
     permissions = case when :changes::jsonb ? 'permissions' then c.permissions else k.permissions end,

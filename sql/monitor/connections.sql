@@ -2,6 +2,7 @@
 -- The server's connections, counted by database, role, application and state.
 -- returns: many Connections
 -- role: crafely_monitor
+-- not null: application
 select
     datname::text as database,
     usename::text as role,

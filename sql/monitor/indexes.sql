@@ -5,12 +5,13 @@
 --
 -- Read from the catalogue alone, which nobody's lock on a table keeps from being read. Sizes and numbers of entries are
 -- those of the last vacuum or analyze. The estimate of what an index should take: entries of 12 bytes and the key, in
--- pages filled as it was ordered, and a fiftieth for the pages that lead there. A key's columns have the length of their
--- types; those of no fixed length have twice their share of an average row. So the estimate is rather too large, and
--- the bloat too small.
+-- pages filled as it was ordered, and a fiftieth for the pages that lead there. A key's columns have the length of
+-- their types; those of no fixed length have twice their share of an average row. So the estimate is rather too large,
+-- and the bloat too small.
 -- returns: many IndexUse
 -- role: crafely_monitor
 -- uses: monitor_samples_pkey
+-- not null: bytes, scans
 with parts as materialized (
     -- Every index; a partition's belongs to that of the whole table, which alone can be dropped.
     select

@@ -3,6 +3,7 @@
 -- way has no process and the pid 0.
 -- returns: many BlockedLock
 -- role: crafely_monitor
+-- not null: pid, application, blocking_pid
 with waiting as materialized (
     select
         pid,

@@ -4,6 +4,7 @@
 -- which is unique by itself and so finds as few rows. It may leave out rows in which one of the key's columns is null.
 -- returns: many MissingIndex
 -- role: crafely_monitor
+-- not null: columns, create_it
 with keys as materialized (
     select
         oid,

@@ -2,8 +2,11 @@
 -- The database and its server in one row: size and growth, connections against their limits, how much is found in
 -- memory, and how far the transaction counter is from the point where it stops all writers.
 -- returns: one Overview
+-- one row: because the statistics have one row of this database
 -- role: crafely_monitor
 -- uses: monitor_samples_pkey
+-- not null: server_version, started_at, bytes, max_connections, blocks_read, deadlocks, spilled_bytes, multixact_age
+-- not null: freeze_max_age
 with sessions as (
     select
         count(*) as server_wide,

@@ -3,6 +3,7 @@
 -- that of all statements of this database, those without a file's name too. No rows where nothing is counted.
 -- returns: many QueryStats
 -- role: crafely_monitor
+-- not null: calls, total_ms, max_ms
 with stats as (
     select
         name,

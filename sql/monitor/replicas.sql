@@ -3,6 +3,7 @@
 -- are of the log; of a replica what it has not applied, of a slot what is kept on its account.
 -- returns: many Replica
 -- role: crafely_monitor
+-- not null: name
 with here as (
     select case
         when pg_is_in_recovery() then pg_last_wal_receive_lsn()

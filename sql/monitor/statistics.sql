@@ -3,6 +3,7 @@
 -- with how many entries it has dropped for want of room (null: nothing is counted).
 -- returns: one Statistics
 -- role: crafely_monitor
+-- not null: loaded
 select
     current_setting('shared_preload_libraries') ~ '\mpg_stat_statements\M' as loaded,
     exists (select from pg_extension where extname = 'pg_stat_statements') as installed,

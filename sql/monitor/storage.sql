@@ -4,6 +4,7 @@
 -- returns: many TableSize
 -- role: crafely_monitor
 -- scans: monitor_samples, because housekeeping keeps no more than some weeks of it
+-- not null: dead_rows
 with leaves as materialized (
     select
         c.oid,
@@ -11,7 +12,8 @@ with leaves as materialized (
         case when c.relispartition then pg_partition_root(c.oid)::regclass::text end as parent,
         relation_bytes(c.oid) as bytes,
         (select sum(relation_bytes(i.indexrelid)) from pg_index i where i.indrelid = c.oid)::bigint as index_bytes,
-        nullif(c.reltuples, -1)::bigint as row_count,
+        -- What the statistics counted; where they were lost or reset, what the last vacuum estimated.
+        coalesce(nullif(pg_stat_get_live_tuples(c.oid), 0), nullif(c.reltuples, -1)::bigint) as row_count,
         pg_stat_get_dead_tuples(c.oid) as dead_rows,
         greatest(pg_stat_get_last_vacuum_time(c.oid), pg_stat_get_last_autovacuum_time(c.oid)) as vacuumed_at,
         age(c.relfrozenxid) as transaction_age

@@ -3,4 +3,5 @@
 -- turn, until its transaction ends.
 -- returns: one bool
 -- role: crafely_admin
+-- not null: taken
 select pg_try_advisory_xact_lock(hashtextextended('crafely.monitor_samples', 0)) as taken;

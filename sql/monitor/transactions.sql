@@ -3,6 +3,7 @@
 -- statement only the name of its file is told.
 -- returns: many Transaction
 -- role: crafely_monitor
+-- not null: application, seconds
 select
     pid,
     usename::text as role,

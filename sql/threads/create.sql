@@ -1,6 +1,7 @@
 -- sql/threads/create.sql
 -- A new thread, alone or under one of the user's live agents. No row: there is no such agent.
 -- returns: maybe Thread
+-- uses: agents_user_id_id_key
 insert into threads (name, storage_id, instructions, model, user_id, agent_id)
 select :name, :storage_id, :instructions, :model, :user_id, :agent_id::text
 where :agent_id::text is null

@@ -2,7 +2,7 @@
 -- Changes what :changes names, a JSON object of columns; what it does not name stays. No row where there is no such
 -- thread, or no such live agent to put it under.
 -- returns: maybe Thread
--- uses: threads_pkey
+-- uses: threads_pkey, agents_user_id_id_key
 update threads t
 set (name, storage_id, instructions, model, agent_id) = (
     -- The row itself is the base: a column that :changes does not name keeps its value.

@@ -4,8 +4,8 @@
 -- writing. A side that lacks the group altogether is null.
 -- returns: many Difference
 -- role: crafely_backup
+-- uses: usage_daily_day_user_id_idx
 -- scans: usage, because each record of the range is added up anew
--- scans: usage_daily, because each sum of the range is compared
 with sides as (
     select
         false as is_daily,

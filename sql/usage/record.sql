@@ -55,7 +55,9 @@ ledger as (
     returning user_id, event_id, usage_id
 ),
 counted as materialized (
-    select i.*
+    select
+        i.position, i.id, i.created_at, i.user_id, i.api_key_id, i.provider, i.model, i.type, i.tokens_in, i.tokens_out,
+        i.tokens_total, i.cost, i.currency, i.metadata, i.event_id
     from input i
     where i.has_key
         and (i.event_id is null or i.id in (select usage_id from ledger))

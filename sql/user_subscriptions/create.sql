@@ -2,6 +2,7 @@
 -- Subscribes a user to a package that is sold. No row: there is no such package.
 -- returns: maybe UserSubscription
 -- role: crafely_app, crafely_admin
+-- uses: packages_pkey
 insert into user_subscriptions (start_date, end_date, user_id, package_id)
 select coalesce(:start_date::timestamptz, now()), :end_date::timestamptz, :user_id, id
 from packages

@@ -1,149 +1,207 @@
-"""The store as it is has no finding; each fault that is planted in a copy of it is found, with file and line."""
+"""The store as it is has no finding; each small wrong change is found, with its rule, file and line."""
 
-import shutil
+import itertools
+import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import psycopg
 import pytest
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from crafely.db import contract, query
-from crafely.db.contract import Finding
-from crafely.db.query import Statement
-from crafely.store import agents, api_keys, threads
+from crafely.db import contract, embedded, filled, plans, query
+from crafely.db.contract import Finding, facts, grants, tree
+from tests.db.contract_mutants import HARMLESS, MUTANTS
+from tests.db.mutants import Copy, Mutant, caught
 
 
-def test_every_statement_and_its_signature_agree(database_url: str) -> None:
+@pytest.fixture(scope="module")
+def connection(server: embedded.Server) -> Iterator[psycopg.Connection]:
+    """A scratch database, migrated and filled."""
+    parts: dict[str, Any] = conninfo_to_dict(server.url)
+    with psycopg.connect(server.url, autocommit=True) as administrator:
+        administrator.execute("create database crafely_filled")
+        url = make_conninfo(**{**parts, "dbname": "crafely_filled"})
+        filled.fill(url)
+        with psycopg.connect(url, autocommit=True) as connection:
+            yield connection
+        administrator.execute("drop database crafely_filled with (force)")
+
+
+@pytest.fixture(scope="module")
+def copy(connection: psycopg.Connection, tmp_path_factory: pytest.TempPathFactory) -> Copy:
+    """Copies of the files, to break."""
+    return Copy(tmp_path_factory.mktemp("copy") / "sql", connection)
+
+
+def test_the_clean_tree_has_no_finding(connection: psycopg.Connection) -> None:
     assert len(query.statements) > 40
-    assert contract.check(database_url) == []
+    assert contract.check(connection) == []
 
 
-def test_only_one_statement_is_checked_when_it_is_named(database_url: str, superuser: psycopg.Connection) -> None:
-    superuser.execute("alter table threads rename column model to engine")
+def test_a_check_leaves_nothing_behind(connection: psycopg.Connection) -> None:
+    def left() -> list[tuple[Any, ...]]:
+        return connection.execute(
+            "select current_user, current_setting('plan_cache_mode'),"
+            " (select count(*) from pg_prepared_statements where name like 'crafely%'),"
+            " (select count(*) from pg_proc where pronamespace = pg_my_temp_schema())"
+        ).fetchall()
 
-    assert contract.check(database_url, "agents/get") == []
-    assert [f.path for f in contract.check(database_url, "threads/get")] == ["sql/threads/get.sql"]
+    before = left()
+    contract.check(connection)
+
+    assert left() == before
 
 
-def line_of(name: str, text: str) -> int:
-    """The line of a file on which a text first stands."""
-    source = (query.folder() / f"{name}.sql").read_text()
-    return source.count("\n", 0, source.index(text)) + 1
+@pytest.mark.parametrize("mutant", MUTANTS, ids=str)
+def test_a_mutant_is_caught(copy: Copy, mutant: Mutant) -> None:
+    caught(copy, mutant)
 
 
-# A change of the schema that a file does not know of; what is found: the file, where, the rule, and what it says.
-SCHEMA_FAULTS = [
-    ("alter table threads rename column model to engine", "threads/get", "model", "prepare", '"model" does not exist'),
-    (
-        "revoke select on threads from crafely_app",
-        "threads/get",
-        None,
-        "prepare",
-        "permission denied for table threads",
-    ),
-    (
-        "revoke execute on function ensure_month_partitions from crafely_admin",
-        "monitor/ensure_partitions",
-        "select",
-        "prepare",
-        "permission denied for function ensure_month_partitions",
-    ),
-    ("revoke update (name) on agents from crafely_app", "agents/update", None, "prepare", "permission denied"),
-    ("drop index agents_user_id_created_at_id_idx", "agents/list_for_user", "-- uses", "uses", "there is no index"),
-    (
-        "alter table agents alter column name type bytea using name::bytea",
-        "agents/get",
-        "-- returns",
-        "columns",
-        "column name is bytea, Agent says str (text or varchar)",
-    ),
+@pytest.mark.parametrize(("where", "old", "new"), HARMLESS)
+def test_a_change_that_does_no_harm_is_let_through(copy: Copy, where: str, old: str, new: str) -> None:
+    before = copy.text(where)
+    assert old in before
+    assert copy.findings({where: before.replace(old, new, 1)}, only=where) == []
+
+
+FIELD = re.compile(r"^    (\w+): (\w[\w.\[\]]*)( \| None)?$", re.MULTILINE)
+
+
+@pytest.mark.parametrize("noun", sorted({name.split("/")[0] for name in query.statements}))
+def test_each_field_that_may_be_none_or_may_not_is_held_against_the_tree(copy: Copy, noun: str) -> None:
+    """Every field of every row, one after the other, with and without «| None»."""
+    source = copy.text(f"{noun}.py")
+    tried = 0
+    for found in FIELD.finditer(source):
+        text = source[: found.start()] + found[0].removesuffix(" | None") + source[found.end() :]
+        if not found[3]:
+            text = source[: found.end()] + " | None" + source[found.end() :]
+        row = re.findall(r"^class (\w+)", source[: found.start()], re.MULTILINE)[-1]
+        users = [n for n, s in query.statements.items() if getattr(s.row_type, "__name__", "") == row]
+        if not users:
+            continue  # a row inside of a row
+        findings = [f for name in users for f in copy.findings({f"{noun}.py": text}, only=name)]
+        assert "nullability" in {f.rule for f in findings}, (row, found[0])
+        tried += 1
+    assert tried
+
+
+@pytest.mark.parametrize("name", sorted(name for name, s in query.statements.items() if s.header.uses))
+def test_each_index_that_a_header_names_is_missed(copy: Copy, name: str) -> None:
+    for index in query.statements[name].header.uses:
+        drop = f"drop index {index}"
+        if index.endswith(("_key", "_pkey")):
+            table = (
+                index.removesuffix("_pkey")
+                if index.endswith("_pkey")
+                else re.split("_(?=user_id|key_id|name)", index)[0]
+            )
+            drop = f"alter table {table} drop constraint {index} cascade"
+        findings = copy.findings({}, drop, only=name)
+        line = query.statements[name].header.lines["uses"]
+        missing = any(f.line == line and f.problem.startswith(f"there is no index {index}") for f in findings)
+        # «on conflict» cannot even be prepared without its index.
+        assert missing or [f.rule for f in findings][:1] == ["prepare"], index
+
+
+@pytest.mark.parametrize("name", sorted(query.statements))
+def test_each_column_in_another_place_is_found(copy: Copy, name: str) -> None:
+    """Of each statement that gives several columns, the first two fields change places."""
+    noun = name.split("/")[0]
+    row = query.statements[name].row_type
+    if row is None or not issubclass(row, msgspec.Struct) or len(row.__struct_fields__) < 2:
+        return
+    source = copy.text(f"{noun}.py")
+    first, second = itertools.islice(FIELD.finditer(source, source.index(f"class {row.__name__}(")), 2)
+    between = source[first.end() : second.start()]
+    text = source[: first.start()] + second[0] + between + first[0] + source[second.end() :]
+
+    findings = copy.findings({f"{noun}.py": text}, only=name)
+
+    assert (f"sql/{name}.sql", query.statements[name].header.lines["returns"], "columns") in {
+        (f.path, f.line, f.rule) for f in findings
+    }
+
+
+GRANTS = [
+    (number, line)
+    for number, line in enumerate((query.folder() / "grants.txt").read_text().splitlines(), 1)
+    if line and not line.startswith("--")
 ]
 
 
-@pytest.mark.parametrize(("change", "name", "text", "rule", "problem"), SCHEMA_FAULTS)
-def test_a_schema_that_has_moved_is_found(  # what is planted, and where it must be found
-    database_url: str, superuser: psycopg.Connection, change: str, name: str, text: str | None, rule: str, problem: str
+@pytest.fixture(scope="module")
+def granted(connection: psycopg.Connection) -> tuple[list[str], grants.Needs]:
+    """What the database grants, and what statements need."""
+    known = facts.read(connection)
+    needs = grants.Needs(known)
+    for statement in query.statements.values():
+        for role in statement.header.roles:
+            with plans.as_role(connection, role):
+                described = plans.prepare(connection, statement.text)
+            with connection.transaction(force_rollback=True):
+                needs.add(role, tree.read(connection, described, statement.text))
+    return grants.snapshot(connection), needs
+
+
+@pytest.mark.parametrize(("number", "line"), GRANTS)
+def test_each_line_of_the_grants_is_held_against_the_database(
+    copy: Copy, granted: tuple[list[str], grants.Needs], number: int, line: str
 ) -> None:
-    if "bytea" in change:
-        superuser.execute("alter table agents drop constraint agents_name_check")
-        superuser.execute("drop index agents_user_id_lower_name_idx")
-    superuser.execute(change.encode())
+    """Once the file is without it, once the database."""
+    lines, needs = granted
+    source = copy.text("grants.txt")
+    place = copy.folder / "grants.txt"
+    grant = line.partition("  --")[0]
+    with copy.use():
+        [lost] = grants.grants([given for given in lines if given != grant], needs)
+        place.write_text(source.replace(f"{line}\n", "", 1))
+        try:
+            [extra] = grants.grants(lines, needs)
+        finally:
+            place.write_text(source)
 
-    found = [f for f in contract.check(database_url) if f.path == f"sql/{name}.sql"]
-
-    assert [f.rule for f in found] == [rule]
-    assert problem in found[0].problem
-    if text:
-        assert found[0].line == line_of(name, text)
-    else:
-        assert found[0].line >= 1
-
-
-@pytest.fixture
-def copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of the SQL files, which may be broken, and statements to go with it."""
-    folder = tmp_path / "sql"
-    shutil.copytree(query.folder(), folder)
-    originals = dict(query.statements)
-    monkeypatch.setattr(query, "folder", lambda: folder)
-    monkeypatch.setattr(query, "statements", {})
-    for name, statement in originals.items():
-        query.statements[name] = msgspec.structs.replace(statement, path=folder / f"{name}.sql")
-    return folder
+    assert (lost.line, lost.rule) == (number, "grants")
+    assert f"the database is without «{grant}»" in lost.problem
+    assert extra.line < number
+    assert f"the database has «{grant}»" in extra.problem
 
 
-FUNCTIONS = {
-    "agents/get": agents.get,
-    "threads/list_for_user": threads.list_for_user,
-    "api_keys/lookup": api_keys.lookup,
-}
+REVOKED = re.compile(r"(\w+): (\w+ (?:\([^)]*\) )?)(?:on )?((?:schema )?\w+)(\(.*\))?")
 
 
-def broken(copy: Path, name: str, old: str, new: str) -> Statement:
-    """The statement of a file in which a text was replaced, in place of the sound one."""
-    path = copy / f"{name}.sql"
-    source = path.read_text()
-    assert old in source
-    path.write_text(source.replace(old, new))
-    statement = query.load(FUNCTIONS[name].__wrapped__)  # type: ignore[attr-defined]  # functools.wraps sets it
-    query.statements[name] = statement
-    return statement
+@pytest.mark.parametrize("line", [line for _, line in GRANTS if line.startswith("crafely") and "  --" not in line])
+def test_each_grant_without_a_reason_is_needed(connection: psycopg.Connection, line: str) -> None:
+    """Without it a statement of the role is refused."""
+    found = REVOKED.fullmatch(line)
+    assert found is not None
+    role, privilege, thing, arguments = found.groups()
+    kind = "function " if arguments else ""
+    revoke = f"revoke {privilege}on {kind}{thing} from {role}"
+    if thing.startswith("schema"):
+        revoke += ", public"
+    refused = []
+    with connection.transaction(force_rollback=True):
+        connection.execute(revoke.encode())
+        for name, statement in query.statements.items():
+            if role in statement.header.roles:
+                try:
+                    plans.explain(connection, statement, role)
+                except psycopg.errors.ProgrammingError:  # with no right to the schema, names are not there
+                    refused.append(name)
+    assert refused
 
 
-# The file, what is replaced by what in it, the text of the line that is named, the rule, and what is said.
-FILE_FAULTS = [
-    ("agents/get", "id, name, instr", "name, id, instr", "-- returns", "columns", "gives (name, id, instr"),
-    ("agents/get", "id, name, instr", "id, instr", "-- returns", "columns", "Agent has (id, name, instr"),
-    ("agents/get", "context, created_at", "context is null as context, created_at", "-- returns", "columns", "is bool"),
-    ("agents/get", "where id = :id", "where length(id) = :id", ":id", "parameter", "int4"),
-    ("agents/get", "from agents", "from agent", "from agent", "prepare", '"agent" does not exist'),
-    ("agents/get", "deleted_at is null", "deleted_at is is null", "is is", "prepare", "syntax error"),
-    ("agents/get", "uses: agents_pkey", "uses: agents_key", "-- uses", "uses", "there is no index agents_key"),
-    ("api_keys/lookup", "role: crafely_auth", "role: crafely_app", None, "prepare", "permission denied"),
-]
+def test_a_finding_is_one_line(copy: Copy) -> None:
+    [finding] = copy.findings(
+        {"threads/get": copy.text("threads/get").replace("from threads", "from thread")}, only="threads/get"
+    )
 
-
-@pytest.mark.parametrize(("name", "old", "new", "text", "rule", "problem"), FILE_FAULTS)
-def test_a_file_that_does_not_agree_is_found(
-    database_url: str, copy: Path, name: str, old: str, new: str, text: str | None, rule: str, problem: str
-) -> None:
-    broken(copy, name, old, new)
-
-    [finding] = contract.check(database_url)
-
-    assert (finding.path, finding.rule) == (f"sql/{name}.sql", rule)
-    assert problem in finding.problem
-    assert text is None or finding.line == line_of(name, text)
     assert str(finding) == f"{finding.path}:{finding.line}: {finding.rule}: {finding.problem}"
     assert "\n" not in str(finding)
-
-
-@pytest.mark.parametrize("stray", ["agents/forgotten.sql", "agents/get.sql~", "notes.txt", "nobody/get.sql"])
-def test_a_file_that_no_function_claims_is_found(database_url: str, copy: Path, stray: str) -> None:
-    (copy / stray).parent.mkdir(exist_ok=True)
-    (copy / stray).write_text("select 1;\n")
-
-    assert [(f.path, f.line, f.rule) for f in contract.check(database_url)] == [(f"sql/{stray}", 1, "signature")]
 
 
 def test_a_finding_is_plain_data() -> None:
@@ -152,3 +210,24 @@ def test_a_finding_is_plain_data() -> None:
     assert msgspec.json.encode(finding) == (
         b'{"path":"sql/agents/get.sql","line":3,"rule":"columns","problem":"too few"}'
     )
+
+
+@pytest.mark.parametrize("stray", ["agents/forgotten.sql", "agents/get.sql~", "notes.txt", "nobody/get.sql"])
+def test_a_file_that_no_function_claims_is_found(copy: Copy, stray: str) -> None:
+    path: Path = copy.folder / stray
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("select 1;\n")
+    try:
+        assert [(f.path, f.line, f.rule) for f in copy.findings({})] == [(f"sql/{stray}", 1, "signature")]
+    finally:
+        path.unlink()
+
+
+def test_a_signature_whose_file_is_gone_is_found(copy: Copy) -> None:
+    path = copy.folder / "threads" / "get.sql"
+    kept = path.read_bytes()
+    path.unlink()
+    try:
+        assert ("sql/threads/get.sql", 1, "signature") in {(f.path, f.line, f.rule) for f in copy.findings({})}
+    finally:
+        path.write_bytes(kept)

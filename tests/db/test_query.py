@@ -13,7 +13,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from crafely.db import contract, embedded, query
+from crafely.db import embedded, query
+from crafely.db.contract import style
 from crafely.db.header import SqlFileError
 from crafely.db.query import Executor, NoRowError, Row, TooManyRowsError, sql
 from crafely.db.session import Database, Session
@@ -156,7 +157,7 @@ def test_a_file_that_no_function_claims_is_found(write: Write) -> None:
     declare(write, thing, "one Thing", SELECT)
     write("select 1", "stray")
 
-    [finding] = contract._orphans()
+    [finding] = style.orphans()
 
     assert str(finding).startswith("sql/test_query/stray.sql:1: signature: no function of the store claims this file")
 
