@@ -4,6 +4,7 @@
 -- returns: many TableSize
 -- role: crafely_monitor
 -- scans: monitor_samples, because housekeeping keeps no more than some weeks of it
+-- not null: dead_rows
 with leaves as materialized (
     select
         c.oid,
