@@ -134,11 +134,10 @@ def _uncounted(counted: Statistics) -> str | None:
     if not counted.loaded:
         return "the server does not load pg_stat_statements: add it to shared_preload_libraries and restart"
     if not counted.installed:
-        return (
-            "pg_stat_statements is not in this database: a superuser has to run «create extension pg_stat_statements»"
-        )
+        return "pg_stat_statements is not in this database: as a superuser, run «create extension pg_stat_statements»"
     return (
-        "pg_stat_statements is too old, or closed to crafely_monitor: run «alter extension pg_stat_statements update»"
+        "pg_stat_statements is too old, or closed to crafely_monitor: run «alter extension pg_stat_statements update», "
+        "or grant it usage of the extension's schema"
     )
 
 

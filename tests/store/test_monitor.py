@@ -1,6 +1,7 @@
 """Housekeeping of the months: nothing is refused for want of one, and nothing is lost when it is made."""
 
 import asyncio
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 
 import msgspec
@@ -11,7 +12,7 @@ from crafely.db import migrate
 from crafely.db.session import Session
 from crafely.store import monitor, usage
 from crafely.store.api_keys import ApiKey
-from tests.db.statements import until
+from tests.db.statements import opened, until
 
 NOW = datetime.now(UTC)
 
@@ -143,3 +144,166 @@ async def test_the_migrations_that_the_database_has_had_are_those_of_this_releas
 
     assert {row.migration_id: row.migration_hash for row in rows} == migrate.expected()
     assert [row.migration_id for row in rows] == sorted(migrate.expected())
+
+
+@pytest.fixture
+async def desk(database_url: str) -> AsyncIterator[Session]:
+    """What may look at the statistics."""
+    async with opened(database_url, roles=["crafely_monitor"]) as database:
+        yield database.session("crafely_monitor")
+
+
+def samples(superuser: psycopg.Connection) -> list[tuple[str, str, str | None, int]]:
+    found = superuser.execute("select kind, name, parent, bytes from monitor_samples order by kind, name, created_at")
+    return found.fetchall()
+
+
+async def take_sample(admin: Session) -> int:
+    async with admin.transaction() as transaction:
+        assert await monitor.take_turn(transaction)
+        return await monitor.sample(transaction, take=1000)
+
+
+async def test_a_sample_has_each_table_partition_and_index(admin: Session, superuser: psycopg.Connection) -> None:
+    count = await take_sample(admin)
+
+    found = {(kind, name): (parent, size) for kind, name, parent, size in samples(superuser)}
+    assert len(found) == count
+    assert {kind for kind, _ in found} == {"database", "table", "index"}
+    month = partition(NOW)
+    for kind, name, parent in [
+        ("table", "agents", None),
+        ("table", month, "usage"),
+        ("index", "agents_pkey", None),
+        # All months' together.
+        ("index", "usage_pkey", None),
+    ]:
+        assert found[kind, name][0] == parent
+    assert ("table", "usage") not in found
+    assert not [name for kind, name in found if kind == "index" and name.startswith("usage_y")]
+    sizes = (
+        "select pg_table_size(%s), sum(pg_table_size(indexrelid))::bigint from pg_index where indrelid = %s::regclass"
+    )
+    own, indexes = superuser.execute(sizes, [month, month]).fetchone() or (0, 0)
+    assert found["table", month][1] == own
+    assert indexes > 0
+    assert found["index", "usage_pkey"][1] >= 5 * 8192
+
+
+async def test_an_hour_is_sampled_once(admin: Session, superuser: psycopg.Connection) -> None:
+    assert await take_sample(admin) > 50
+    # At the end of an hour another one begins between these two: then the second is right to sample.
+    again = await take_sample(admin)
+    hours = superuser.execute("select count(distinct date_trunc('hour', created_at)) from monitor_samples").fetchone()
+    assert (again > 0) == (hours != (1,))
+    superuser.execute("update monitor_samples set created_at = created_at - interval '1 hour'")
+    assert await take_sample(admin) > 50
+
+
+async def test_one_worker_takes_the_sample(admin: Session, superuser: psycopg.Connection) -> None:
+    async def worker() -> int:
+        async with admin.transaction() as transaction:
+            if not await monitor.take_turn(transaction):
+                return 0
+            return await monitor.sample(transaction, take=1000)
+
+    async with admin.transaction() as first:
+        assert await monitor.take_turn(first)
+        assert await worker() == 0
+        taken = await monitor.sample(first, take=1000)
+    assert taken == len(samples(superuser))
+
+
+async def test_samples_are_forgotten(admin: Session, superuser: psycopg.Connection) -> None:
+    superuser.execute(
+        "insert into monitor_samples (created_at, kind, name, bytes)"
+        " values (now() - interval '36 days', 'table', 'old', 1), (now() - interval '34 days', 'table', 'new', 1)"
+    )
+    assert await monitor.forget_samples(admin, older_than=NOW - timedelta(days=35)) == 1
+    assert [name for _, name, _, _ in samples(superuser)] == ["new"]
+
+
+async def test_nothing_that_is_locked_is_waited_for(
+    desk: Session, admin: Session, superuser: psycopg.Connection, database_url: str
+) -> None:
+    """As when a migration holds every table of users: the desk answers, and leaves out what it cannot see."""
+    with psycopg.connect(database_url) as holder:
+        ours = holder.execute(
+            "select format('%I', relname) from pg_class where relkind in ('r', 'p') and relname <> 'monitor_samples'"
+            " and relnamespace = 'public'::regnamespace and not relispartition"
+        ).fetchall()
+        holder.execute(f"lock table {', '.join(name for (name,) in ours)} in access exclusive mode".encode())
+        async with asyncio.timeout(20):
+            sizes = await monitor.storage(desk, take=500)
+            await monitor.indexes(desk, take=500)
+            await monitor.missing_indexes(desk, take=500)
+            await monitor.overview(desk)
+            await monitor.queries(desk, sort="total", take=10)
+            await monitor.statistics(desk)
+            await monitor.connections(desk, take=10)
+            await monitor.transactions(desk, take=10)
+            await monitor.locks(desk, take=10)
+            await monitor.replicas(desk, take=10)
+            count = await take_sample(admin)
+        assert {size.bytes for size in sizes if size.name in {"agents", "usage_default"}} == {None}
+        assert [size.bytes is not None for size in sizes if size.name == "monitor_samples"] == [True]
+        assert count > 50
+        holder.rollback()
+    assert {size.bytes is not None for size in await monitor.storage(desk, take=500)} == {True}
+
+
+async def test_the_desk_reads_no_row_of_any_user(desk: Session, superuser: psycopg.Connection) -> None:
+    readable = superuser.execute(
+        "select relname from pg_class where relkind in ('r', 'p', 'v', 'm') and relnamespace = 'public'::regnamespace"
+        " and has_any_column_privilege('crafely_monitor', oid, 'select, insert, update')"
+        " or relkind in ('r', 'p') and relnamespace = 'public'::regnamespace"
+        " and has_table_privilege('crafely_monitor', oid, 'delete, truncate')"
+    ).fetchall()
+    assert readable == [("monitor_samples",)]
+    # Of a statement nothing but its file's name leaves the functions.
+    superuser.execute("create extension pg_stat_statements")
+    superuser.execute("select /* crafely:tests/some */ 'a secret'")
+    superuser.execute("set application_name = 'tests'; begin; select 'a secret'")
+    said = msgspec.json.encode(
+        [
+            await monitor.queries(desk, sort="total", take=500),
+            await monitor.transactions(desk, take=500),
+            await monitor.connections(desk, take=500),
+        ]
+    )
+    superuser.execute("rollback")
+    assert b"tests/some" in said
+    assert b"secret" not in said
+
+
+async def test_statements_are_counted_by_file_without_those_within_them(
+    desk: Session, superuser: psycopg.Connection
+) -> None:
+    superuser.execute("""
+        create schema elsewhere;
+        create extension pg_stat_statements schema elsewhere;
+        create function nested() returns bigint language plpgsql as $$
+            begin return (with /* crafely:tests/inner */ n as (select 1) select count(*) from n); end $$;
+        create table counts (n int)
+    """)
+    superuser.execute("with /* crafely:tests/first */ n as (select nested()) select * from n")
+    superuser.execute("insert /* crafely:tests/second_1 */ into counts values (1)")
+    superuser.execute("insert /* crafely:tests/second_1 */ into counts values (1), (2)")
+
+    # Closed to it, as any schema of a DBA's own.
+    assert await monitor.queries(desk, sort="calls", take=500) == []
+    assert (await monitor.statistics(desk)).since is None
+    superuser.execute("grant usage on schema elsewhere to crafely_monitor")
+    found = {one.statement: one for one in await monitor.queries(desk, sort="calls", take=500)}
+
+    assert (found["tests/second_1"].calls, found["tests/second_1"].rows_per_call) == (2, 1.5)
+    assert found["tests/first"].calls == 1
+    assert "tests/inner" not in found
+    assert found["tests/first"].max_ms == found["tests/first"].total_ms == found["tests/first"].mean_ms
+    state = await monitor.statistics(desk)
+    assert (state.loaded, state.installed, state.dropped) == (True, True, 0)
+
+
+async def test_without_the_extension_nothing_is_counted_and_nothing_fails(desk: Session) -> None:
+    assert await monitor.queries(desk, sort="total", take=10) == []
+    assert await monitor.statistics(desk) == monitor.Statistics(loaded=True, installed=False, since=None, dropped=None)
