@@ -37,6 +37,12 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     verify.add_argument("--json", action="store_true", help="for programs")
     verify.set_defaults(run=migrate_checks.verify)
 
+    lint = actions.add_parser(
+        "lint", help="what the files may not say, take away or leave out, with squawk's rules and ours"
+    )
+    lint.add_argument("--json", action="store_true", help="for programs")
+    lint.set_defaults(run=migrate_checks.lint)
+
     new = actions.add_parser("new", help="start a migration: both files, to be filled in")
     new.add_argument("name", metavar="NAME", help="its topic, such as agents-archive")
     new.set_defaults(run=_new)

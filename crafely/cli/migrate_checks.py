@@ -1,6 +1,7 @@
 """What ``crafely migrate status``, ``verify`` and ``lint`` print."""
 
 import argparse
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,7 +16,7 @@ from rich.table import Table
 from crafely.cli.spare import spare
 from crafely.cli.tables import show
 from crafely.cli.target import Target
-from crafely.db import migrate, migration_verify
+from crafely.db import migrate, migration_lint, migration_verify, squawk
 from crafely.db.drift import Drift, drift, why_not
 from crafely.db.migration_files import MigrationError
 
@@ -99,6 +100,26 @@ def verify(arguments: argparse.Namespace) -> int:
         print(finding)
     print(f"{len(report.migrations)} migrations there, back and there again, {len(report.findings)} findings")
     return 1 if report.findings else 0
+
+
+def lint(arguments: argparse.Namespace) -> int:
+    """Prints what is wrong with the migrations; exit code 1 when anything is."""
+    with _busy("making a database of the migrations"), spare() as server:
+        findings = migration_lint.lint(server.url)
+    if not squawk.find():
+        say("squawk is not installed (pip install squawk-cli): only our own rules were held")
+    if arguments.json:
+        print(msgspec.json.encode(findings).decode())
+    else:
+        for finding in findings:
+            print(finding)
+        say(f"migrations: {len(findings)} findings")
+    return 1 if findings else 0
+
+
+def say(line: str) -> None:
+    """For people, beside what a program reads."""
+    print(line, file=sys.stderr)
 
 
 def _mode(mode: str) -> str:

@@ -56,26 +56,45 @@ def load(folder: Path) -> list[Script]:
 
     Raises MigrationError for the first file that breaks a rule, and for a folder without any.
     """
-    scripts: list[Script] = []
-    known: set[str] = set()
-    for name in _ids(folder):
-        up, directives = _read(folder / f"{name}.sql")
-        down, twin_directives = _read(folder / f"{name}.rollback.sql")
-        if twin_directives:
-            raise MigrationError(f"{name}.rollback.sql: directives stand in {name}.sql and count for both")
-        if unknown := set(directives.get("depends", "").split()) - known:
-            raise MigrationError(f"{name}.sql: depends on {min(unknown)}, which is no earlier migration")
-        transactional = directives.get("transactional", "true")
-        if transactional not in {"true", "false"}:
-            raise MigrationError(f"{name}.sql: transactional is true or false, not {transactional!r}")
-        for path, text in (f"{name}.sql", up), (f"{name}.rollback.sql", down):
-            _check_statements(path, text, transactional == "true")
-        checksum = hashlib.sha256(f"{up}\0{down}".encode()).hexdigest()
-        scripts.append(Script(name, up, down, transactional == "true", checksum))
-        known.add(name)
-    if not scripts:
+    names = _ids(folder)
+    if not names:
         raise MigrationError(f"{folder}: no migration here")
-    return scripts
+    return [_script(folder, name, set(names[:number])) for number, name in enumerate(names)]
+
+
+def problems(folder: Path) -> list[MigrationError]:
+    """What is wrong with a folder's files: one error a migration, or the one that says it is no such folder."""
+    try:
+        load(folder)
+    except MigrationError as first:
+        found = []
+        try:
+            names = _ids(folder)
+        except MigrationError:
+            return [first]
+        for number, name in enumerate(names):
+            try:
+                _script(folder, name, set(names[:number]))
+            except MigrationError as error:
+                found.append(error)
+        return found or [first]
+    return []
+
+
+def _script(folder: Path, name: str, earlier: set[str]) -> Script:
+    up, directives = _read(folder / f"{name}.sql")
+    down, twin_directives = _read(folder / f"{name}.rollback.sql")
+    if twin_directives:
+        raise MigrationError(f"{name}.rollback.sql: directives stand in {name}.sql and count for both")
+    if unknown := set(directives.get("depends", "").split()) - earlier:
+        raise MigrationError(f"{name}.sql: depends on {min(unknown)}, which is no earlier migration")
+    transactional = directives.get("transactional", "true")
+    if transactional not in {"true", "false"}:
+        raise MigrationError(f"{name}.sql: transactional is true or false, not {transactional!r}")
+    for path, text in (f"{name}.sql", up), (f"{name}.rollback.sql", down):
+        _check_statements(path, text, transactional == "true")
+    checksum = hashlib.sha256(f"{up}\0{down}".encode()).hexdigest()
+    return Script(name, up, down, transactional == "true", checksum)
 
 
 def _ids(folder: Path) -> list[str]:

@@ -1,5 +1,6 @@
 -- The roles that statements run as (crafely.roles), what they can, and whose rights they have besides their own.
--- pg_monitor is not said: where the login that migrates may not grant it, the rest works without.
+-- pg_monitor is not said: where the login that migrates may not grant it, the rest works without. Nor is whether a role
+-- inherits: since 16 each membership says that for itself.
 select
     'role' as kind,
     'public' as schema,
@@ -8,7 +9,6 @@ select
     concat_ws(
         ' ',
         case when r.rolcanlogin then 'login' else 'nologin' end,
-        case when r.rolinherit then 'inherit' else 'noinherit' end,
         case when r.rolsuper then 'superuser' else 'nosuperuser' end,
         case when r.rolbypassrls then 'bypassrls' else 'nobypassrls' end,
         case when r.rolcreaterole then 'createrole' end,
