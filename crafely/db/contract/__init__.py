@@ -12,6 +12,7 @@ The server prepares each statement as each of its roles, describes it
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import psycopg
@@ -43,10 +44,12 @@ def check(
     for name, statement in sorted(query.statements.items()):
         if only is not None and name != only and statement.row_type is not query.statements[only].row_type:
             continue
-        found = _Check(connection, statement, known, seen, needs).findings()
+        statement_check = _Check(connection, statement, known, seen, needs)
         if only is None or name == only:
-            findings += found
+            findings += statement_check.findings()
             on_progress(name)
+        else:
+            statement_check.note_nulls()
     findings += signature.needless_none({f: n for f, n in seen.items() if only is None or f[0] is _row(only)})
     if only is None:
         findings += style.orphans()
@@ -128,6 +131,13 @@ class _Check:
         if described is not None:
             findings += self._signature(described)
         return findings
+
+    def note_nulls(self) -> None:
+        """Only notes what the statement gives null for."""
+        with suppress(psycopg.Error):  # its own check says why
+            with plans.as_role(self._connection, self._statement.header.roles[0]):
+                described = plans.prepare(self._connection, self._statement.text)
+            list(self._signature(described))
 
     def _signature(self, described: psycopg.pq.abc.PGresult) -> Iterator[Finding]:
         statement, types = self._statement, self._known.types

@@ -85,7 +85,9 @@ lines as (
     join roles r on r.oid = a.grantee
     where n.nspname = 'public'
     union all
-    select format('%%s: member of %%s', r.role, m.roleid::regrole)
+    -- Before PostgreSQL 16 it is the role that inherits, or not; since then each membership.
+    select format('%%s: member of %%s%%s', r.role, m.roleid::regrole,
+        case when pg_has_role(r.oid, m.roleid, 'usage') then ' with its rights' end)
     from pg_auth_members m
     join roles r on r.oid = m.member
     union all
@@ -93,7 +95,7 @@ lines as (
     from roles r
     join pg_roles p on p.oid = r.oid
     cross join lateral (values
-        ('superuser', p.rolsuper), ('inherit', p.rolinherit), ('createrole', p.rolcreaterole),
+        ('superuser', p.rolsuper), ('createrole', p.rolcreaterole),
         ('createdb', p.rolcreatedb), ('login', p.rolcanlogin), ('replication', p.rolreplication),
         ('bypassrls', p.rolbypassrls)
     ) as a (name, has)

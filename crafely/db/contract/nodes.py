@@ -35,6 +35,8 @@ def parse(text: str) -> Value:
     stack: list[Any] = [outermost]
     for found in _TOKEN.finditer(text):
         kind = found.lastgroup
+        if kind is None:
+            continue
         top = stack[-1]
         if kind == "field":
             if isinstance(top, list):
@@ -44,7 +46,7 @@ def parse(text: str) -> Value:
             if isinstance(top, dict):
                 top.pop(None, None)
             stack.pop()
-        elif kind is not None:
+        else:
             value = _value(kind, found)
             if isinstance(top, list):
                 top.append(value)
@@ -67,7 +69,8 @@ def _value(kind: str, found: re.Match[str]) -> Value:
             return [int(byte) for byte in found["bytes"].split()]
         case "string":
             return _ESCAPE.sub(r"\1", found["string"])
-    return None if found[0] == "<>" else _ESCAPE.sub(r"\1", found[0])
+    word = found[0]
+    return None if word == "<>" else _ESCAPE.sub(r"\1", word) if "\\" in word else word
 
 
 def walk(value: Value, *, into_queries: bool = True) -> Iterator[Node]:
