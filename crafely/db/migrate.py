@@ -27,6 +27,7 @@ from yoyo import internalmigrations
 from yoyo.backends.core.postgresql import PostgresqlPsycopgBackend
 from yoyo.connections import DatabaseURI
 
+from crafely.db import migration_index
 from crafely.db.migration_files import MigrationError, Script, create, load, statements
 
 __all__ = [
@@ -324,7 +325,7 @@ def _up(
             before_commit(script.id)
             backend.mark_one(script)
 
-        _run(backend, script, f"{script.id}.sql", script.up, mark)
+        _run(backend, script, f"{script.id}.sql", script.up, mark, on_progress)
     return [script.id for script in todo]
 
 
@@ -334,14 +335,16 @@ def _down(backend: _Backend, scripts: list[Script], on_progress: Progress, steps
     todo = [script for script in reversed(scripts) if script.id in wanted][:steps]
     for script in todo:
         on_progress(f"rolling back {script.id}")
-        _run(backend, script, f"{script.id}.rollback.sql", script.down, backend.unmark_one)
+        _run(backend, script, f"{script.id}.rollback.sql", script.down, backend.unmark_one, on_progress)
     return [script.id for script in todo]
 
 
-def _run(backend: _Backend, script: Script, file: str, text: str, mark: Callable[[Script], None]) -> None:
+def _run(
+    backend: _Backend, script: Script, file: str, text: str, mark: Callable[[Script], None], on_progress: Progress
+) -> None:
     """Run a file as one text, which the server takes apart itself, and record it in the same transaction."""
     connection = backend.connection
-    if not script.transactional:
+    if not script.transactional and migration_index.prepare(connection, file, text, on_progress):
         _execute(connection, script, file, text)
     try:
         # psycopg's transaction and not yoyo's, whose ROLLBACK on a lost connection would hide why it was lost.
@@ -371,7 +374,7 @@ def _execute(connection: psycopg.Connection, script: Script, file: str, text: st
             file = f"{file}:{begins[len(results) - 1]}"
         hint = ""
         if not script.transactional:
-            hint = "; it runs outside a transaction: see what it left behind before you run it again"
+            hint = migration_index.advice(connection, text)
         elif isinstance(error, psycopg.errors.LockNotAvailable):
             hint = ": another session is in the way; nothing was changed, it is safe to run again"
         raise MigrationError(f"{file}: {_one_line(error)}{hint}") from error

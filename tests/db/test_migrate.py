@@ -229,7 +229,7 @@ def test_outside_a_transaction_a_failure_warns_of_what_is_left(empty_database: s
     write(files, "0003.rows", "-- Rows.\nalter table a add x int; insert into a values (1, 1), (2, 1);")
     write(files, "0004.index", INDEX.replace("index", "unique index", 1).replace("(id)", "(x)"))
     with pytest.raises(
-        MigrationError, match=r"^0004\.index\.sql:3: could not create unique index .* what it left behind"
+        MigrationError, match=r"^0004\.index\.sql:3: could not create unique index .* it left a_id_idx invalid: mend"
     ):
         migrate.up(empty_database, files)
     assert states(empty_database, files)[2:] == [("0003.rows", "applied"), ("0004.index", "pending")]
