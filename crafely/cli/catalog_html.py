@@ -110,6 +110,10 @@ def _facts(one: Entry, live: Live | None) -> Iterator[tuple[str, list[str]]]:
     yield "returns", [escape(one.returns)]
     if one.columns:
         yield "columns", [f'{_code(c.name)} <span class="quiet">{escape(c.type)}</span>' for c in one.columns]
+    if one.one_row:
+        yield "one row", [escape(f"because {one.one_row}")]
+    if one.not_null:
+        yield "never null", [", ".join(_code(name) for name in one.not_null)]
     yield "role", [_code(role) for role in one.roles]
     if one.uses:
         # An index that is not taken need not be wrong: a small table is read otherwise.

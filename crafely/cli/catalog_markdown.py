@@ -43,6 +43,8 @@ def _statement(one: Entry, live: Live | None) -> Iterator[str]:
         ["file", f"`{one.path}`"],
         ["signature", f"`{one.signature.place}`"],
         ["returns", f"{one.returns}"],
+        ["one row", f"because {one.one_row}" if one.one_row else ""],
+        ["never null", ", ".join(f"`{name}`" for name in one.not_null)],
         ["role", ", ".join(f"`{role}`" for role in one.roles)],
         ["uses", ", ".join(f"`{index}`" for index in one.uses)],
         ["reads all of", "; ".join(f"`{scan.table}`, because {scan.because}" for scan in one.scans)],

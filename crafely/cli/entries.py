@@ -44,6 +44,9 @@ class Entry(msgspec.Struct, frozen=True, rename="camel"):
     roles: tuple[str, ...]
     uses: tuple[str, ...]
     scans: tuple[Scan, ...]
+    # What the server cannot see: columns that are never null, and why there is one row.
+    not_null: tuple[str, ...]
+    one_row: str
     signature: Signature
     sites: tuple[Site, ...]
     callers: tuple[Caller, ...]
@@ -78,6 +81,8 @@ def entry(statement: Statement) -> Entry:
         roles=header.roles,
         uses=header.uses,
         scans=tuple(Scan(*scan) for scan in header.scans),
+        not_null=header.not_null,
+        one_row=header.one_row,
         signature=use.signature,
         sites=use.sites,
         callers=use.callers,

@@ -228,6 +228,10 @@ def _contract(explanation: Explanation, values: dict[str, str | None] | None) ->
     yield "file", [one.path]
     yield "signature", [str(one.signature.place)]
     yield "returns", [escape(one.returns), *(f"  {escape(f'{c.name}: {c.type}')}" for c in one.columns)]
+    if one.one_row:
+        yield "one row", [escape(f"because {one.one_row}")]
+    if one.not_null:
+        yield "never null", [", ".join(one.not_null)]
     yield "parameters", [_parameter(explanation, column, values) for column in one.parameters] or ["none"]
     user = f", for user {explanation.user_id}" if explanation.user_id is not None else ""
     yield "role", [escape(explanation.role + user)]

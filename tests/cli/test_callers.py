@@ -1,12 +1,13 @@
 """Who calls a statement, as read from the source."""
 
+import ast
 import re
 from pathlib import Path
 
 import pytest
 
 from crafely.api import ROUTES
-from crafely.cli.callers import PACKAGE, Place, uses
+from crafely.cli.callers import PACKAGE, Place, _walk, uses
 from crafely.db import query
 from crafely.store import __all__ as nouns
 
@@ -61,6 +62,14 @@ def test_what_is_only_measured_is_not_called() -> None:
     found = callers("api_keys/lookup")
     assert "request: every request with credentials" in found
     assert {"route: GET /metrics", "job: observe"} & found == set()
+
+
+def test_what_only_names_a_type_is_no_reference() -> None:
+    tree = ast.parse("@wrap\ndef f(a: Services = DEFAULT) -> Answer:\n    b: Services = call(a)\n    measure(kept)")
+    names = {
+        node.id for node in _walk(tree, lambda call: ast.unparse(call.func) == "measure") if isinstance(node, ast.Name)
+    }
+    assert names == {"DEFAULT", "call", "a", "b"}
 
 
 def test_every_place_is_the_line_that_it_says() -> None:

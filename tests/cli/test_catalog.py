@@ -13,7 +13,7 @@ import pytest
 
 from crafely import __version__
 from crafely.cli import catalog_html, catalog_markdown, commands
-from crafely.cli.catalog_views import Catalog, Live, Planned, route_rows
+from crafely.cli.catalog_views import Catalog, Live, Planned, index_rows, route_rows
 from crafely.cli.entries import entries
 from crafely.db import query
 from crafely.store.monitor import QueryStats
@@ -93,6 +93,7 @@ def test_every_statement_is_on_both_pages_word_for_word(plain: Catalog) -> None:
         assert one.name in html.values("id")
         assert {one.text, one.signature.text} <= set(html.texts["pre"]), one.name
         assert one.text in (ROOT / one.path).read_text()
+        assert not one.text.startswith("--"), one.name
     assert len(plain.statements) == len(query.statements)
 
 
@@ -153,7 +154,9 @@ def test_routes_and_indexes_lead_to_their_statements(plain: Catalog) -> None:
     assert rows["GET /v1/threads"] == "threads/list_for_agent, threads/list_for_user"
     assert list(rows)[:2] == ["POST /v1/api-keys", "GET /v1/api-keys"]
     assert "api_keys/touch" in rows["housekeeping: flush_touches"]
-    assert "| agents_pkey | agents/delete, agents/get" in catalog_markdown.page(plain)
+    found = {index: statements.split(", ") for index, statements in index_rows(plain)[1]}
+    for one in plain.statements:
+        assert [index for index, statements in found.items() if one.name in statements] == sorted(one.uses), one.name
 
 
 def test_a_database_adds_plans_and_figures(plain: Catalog) -> None:
