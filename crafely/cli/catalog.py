@@ -19,7 +19,8 @@ from crafely.cli import catalog_html, catalog_markdown, plan_tree
 from crafely.cli.catalog_views import Catalog, Live, Planned
 from crafely.cli.entries import entries
 from crafely.cli.files import writable
-from crafely.cli.target import Target, database_url, require_schema, target
+from crafely.cli.place import add_place, place
+from crafely.cli.target import Target, require_schema
 from crafely.config import Settings, load
 from crafely.db import definitions, plans, query
 from crafely.db.plans import Plan
@@ -28,8 +29,6 @@ from crafely.db.session import Database, DatabaseUnavailableError, connect
 from crafely.store import monitor
 from crafely.store.monitor import QueryStats
 
-# Where a database is wanted and none is named: the one that every command uses.
-_DEFAULT = ""
 # More than there are files.
 _MANY = 10_000
 
@@ -40,24 +39,20 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     parser.add_argument("--html", type=writable, metavar="FILE", help="write a page for browsers")
     parser.add_argument("--markdown", type=writable, metavar="FILE", help="write Markdown (default: print it)")
     parser.add_argument("--json", action="store_true", help="print it for programs")
-    parser.add_argument(
-        "--database",
-        nargs="?",
-        type=database_url,
-        const=_DEFAULT,
-        metavar="URL",
-        help="with plans and figures of this one; no URL: of CRAFELY_DATABASE_URL, else of the embedded one",
-    )
+    add_place(parser, optional=True)
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Writes the page."""
     found = Catalog(__version__, entries())
-    if arguments.database is not None:
+    if arguments.database is not None or arguments.filled:
         settings = load(database_url=arguments.database or None)
-        with target(settings) as where:
-            found = msgspec.structs.replace(found, live=_live(settings, where))
+        with place(settings, filled=arguments.filled) as where:
+            live = _live(settings, where)
+        if arguments.filled:
+            live = msgspec.structs.replace(live, database="crafely check")
+        found = msgspec.structs.replace(found, live=live)
     if arguments.html is not None:
         arguments.html.write_text(catalog_html.page(found), encoding="utf-8")
     if arguments.markdown is not None:

@@ -18,8 +18,9 @@ from rich.text import Text
 
 from crafely.cli import plan_tree
 from crafely.cli.entries import Column, Entry, entry
+from crafely.cli.place import add_place, place
 from crafely.cli.tables import PIPE_WIDTH
-from crafely.cli.target import Target, database_url, require_schema, target
+from crafely.cli.target import Target, require_schema
 from crafely.config import Settings, load
 from crafely.db import plans, query
 from crafely.db.plans import Plan
@@ -76,9 +77,7 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     parser.add_argument(
         "--analyze", action="store_true", help="run it, count the buffers, and roll back whatever it wrote"
     )
-    parser.add_argument(
-        "--database", type=database_url, metavar="URL", help="(default: CRAFELY_DATABASE_URL, else the embedded one)"
-    )
+    add_place(parser, optional=False)
     parser.add_argument("--json", action="store_true", help="for programs")
     parser.set_defaults(run=run)
 
@@ -89,8 +88,8 @@ def run(arguments: argparse.Namespace) -> int:
         statement = find(arguments.name)
         role = _role(statement, arguments.role)
         values = _values(statement, arguments.params, arguments.user, run_it=arguments.analyze)
-        settings = load(database_url=arguments.database)
-        with target(settings) as found:
+        settings = load(database_url=arguments.database or None)
+        with place(settings, filled=arguments.filled) as found:
             explanation = _explain(settings, found, statement, role, values, arguments)
     except UsageError as error:
         print(f"crafely: {error}", file=sys.stderr)
@@ -236,10 +235,9 @@ def _contract(explanation: Explanation, values: dict[str, str | None] | None) ->
     user = f", for user {explanation.user_id}" if explanation.user_id is not None else ""
     yield "role", [escape(explanation.role + user)]
     if one.uses:
-        yield (
-            "uses",
-            [f"{index}{'' if index in plan.indexes else '  [yellow]not in this plan[/]'}" for index in one.uses],
-        )
+        # Few rows are read otherwise.
+        missed = "  [yellow]not in this plan[/]; --filled has one of many rows"
+        yield "uses", [index + ("" if index in plan.indexes else missed) for index in one.uses]
     said = [f"{scan.table}, because {scan.because}" for scan in one.scans]
     found = [f"[red]{table}, which the file does not say[/]" for table in plan.scans if table not in _tables(one)]
     if said or found:

@@ -4,6 +4,8 @@ import base64
 import hashlib
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -12,7 +14,7 @@ import psycopg
 import pytest
 
 from crafely import __version__
-from crafely.cli import catalog_html, catalog_markdown, commands
+from crafely.cli import catalog_html, catalog_markdown, check, commands
 from crafely.cli.catalog_views import Catalog, Live, Planned, index_rows, route_rows
 from crafely.cli.entries import entries
 from crafely.db import query
@@ -202,6 +204,21 @@ def test_it_asks_the_database_that_it_is_given(
     # The parts of a partitioned index are not listed beside it.
     assert [name for name in live["indexes"] if re.search(r"_y\d{4}m\d\d_", name)] == []
     assert "usage_user_id_created_at_id_idx" in live["indexes"]
+
+
+def test_plans_of_the_database_that_check_has_filled_are_told_as_such(
+    database_url: str, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    @contextmanager
+    def scratch(*_: object) -> Iterator[str]:
+        yield database_url
+
+    monkeypatch.setattr(check, "scratch", scratch)
+    assert commands.run(["catalog", "--filled"]) == 0
+    out = capsys.readouterr().out
+    # Its real name is made of a checksum.
+    assert "Plans of the database crafely check on PostgreSQL 1" in out
+    assert "crafely_test_" not in out
 
 
 def test_it_shows_what_each_statement_has_cost(

@@ -1,13 +1,14 @@
 """``crafely explain``: what it shows, and what it refuses."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import psycopg
 import pytest
 
-from crafely.cli import commands
+from crafely.cli import check, commands
 from crafely.cli.plan_tree import lines
 from crafely.db.plans import Plan
 
@@ -187,6 +188,22 @@ def test_a_database_that_is_none(refused: Callable[..., str], explain: Command) 
     assert "secret" not in line
     assert explain(NAME, "--database", "postgresql:///nowhere?host=/nowhere") == 1
     assert explain.err.startswith("crafely: cannot use the database at /nowhere")
+
+
+def test_on_request_it_looks_at_the_database_that_check_has_filled(
+    refused: Callable[..., str], explain: Command, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @contextmanager
+    def scratch(*_: object) -> Iterator[str]:
+        yield database_url
+
+    monkeypatch.setattr(check, "scratch", scratch)
+    monkeypatch.setenv("CRAFELY_DATABASE_URL", "postgresql:///nowhere?host=/nowhere")
+    assert explain(NAME) == 1
+    assert explain(NAME, "--filled") == 0
+    assert "argument --filled: not allowed with argument --database" in refused(
+        NAME, "--database", database_url, "--filled"
+    )
 
 
 def test_a_value_that_its_type_refuses(explain: Command) -> None:
