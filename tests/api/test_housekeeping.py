@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import psycopg
@@ -20,7 +21,7 @@ Value = list[tuple[Any, ...]]
 @pytest.fixture
 async def brisk(database_url: str, signer: Signer, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Server]:
     """A server that does its housekeeping all the time, and does not wait long for a lock."""
-    for interval in ("TOUCHES", "SUBSCRIPTIONS", "PARTITIONS"):
+    for interval in ("TOUCHES", "SUBSCRIPTIONS", "PARTITIONS", "SAMPLES"):
         monkeypatch.setattr(housekeeping, interval, 0.05)
     async with serving(database_url, signer, statement_timeout=0.4) as server:
         yield server
@@ -117,6 +118,25 @@ async def test_event_ids_past_their_window_are_forgotten_and_others_kept(brisk: 
     await api.alice.post("/v1/usage", [{"eventId": "old"}, {"eventId": "new"}])
     brisk.sql("update usage_events set created_at = now() - interval '41 days' where event_id = 'old'")
     await becomes(lambda: brisk.sql("select event_id from usage_events"), lambda rows: rows == [("new",)])
+
+
+async def test_sizes_are_noted_once_an_hour_and_forgotten_after_some_weeks(brisk: Server) -> None:
+    def times() -> list[datetime]:
+        return [at for (at,) in brisk.sql("select distinct created_at from monitor_samples order by 1")]
+
+    await becomes(times, bool)
+    brisk.sql("update monitor_samples set created_at = created_at - interval '1 hour'")
+    await becomes(times, lambda found: len(found) > 1)
+    brisk.sql(
+        "update monitor_samples set created_at = created_at - interval '36 days'"
+        " where created_at = (select min(created_at) from monitor_samples)"
+    )
+    # They go with the next sample.
+    brisk.sql(
+        "update monitor_samples set created_at = created_at - interval '1 hour'"
+        " where created_at = (select max(created_at) from monitor_samples)"
+    )
+    await becomes(times, lambda found: found[0] > datetime.now(UTC) - timedelta(days=1))
 
 
 async def test_a_job_that_fails_is_done_when_the_database_is_back(
