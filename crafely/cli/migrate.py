@@ -43,6 +43,9 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     lint.add_argument("--json", action="store_true", help="for programs")
     lint.set_defaults(run=migrate_checks.lint)
 
+    schema = actions.add_parser("schema", help="print what the migrations make, as sql/schema.sql has it")
+    schema.set_defaults(run=migrate_checks.schema)
+
     new = actions.add_parser("new", help="start a migration: both files, to be filled in")
     new.add_argument("name", metavar="NAME", help="its topic, such as agents-archive")
     new.set_defaults(run=_new)

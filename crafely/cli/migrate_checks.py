@@ -16,7 +16,7 @@ from rich.table import Table
 from crafely.cli.spare import spare
 from crafely.cli.tables import show
 from crafely.cli.target import Target
-from crafely.db import migrate, migration_lint, migration_verify, squawk
+from crafely.db import migrate, migration_lint, migration_verify, schema_file, snapshot, squawk
 from crafely.db.drift import Drift, drift, why_not
 from crafely.db.migration_files import MigrationError
 
@@ -115,6 +115,15 @@ def lint(arguments: argparse.Namespace) -> int:
             print(finding)
         say(f"migrations: {len(findings)} findings")
     return 1 if findings else 0
+
+
+def schema(_: argparse.Namespace) -> int:
+    """Prints sql/schema.sql, as `make schema` writes it."""
+    with _busy("making a database of the migrations"), spare() as server:
+        migrate.up(server.url)
+        with migrate.reading(server.url) as connection:
+            print(schema_file.render(snapshot.take(connection)), end="")
+    return 0
 
 
 def say(line: str) -> None:

@@ -23,7 +23,7 @@ _DIRECTIVE = re.compile(r"(?P<word>[\w-]+)\s*:(?![:/])")
 _LATE_DIRECTIVE = re.compile(rf"^\s*--\s*({'|'.join(_DIRECTIVES)})\s*:", re.MULTILINE | re.IGNORECASE)
 
 # Text in which a semicolon or a keyword means nothing: strings, quoted names, dollar quotes, comments (nested once).
-_OPAQUE = re.compile(
+OPAQUE = re.compile(
     r"""(?<!\w)[eE]'(?:\\.|''|[^'\\])*'
       | '(?:''|[^'])*'
       | "(?:""|[^"])*"
@@ -172,7 +172,7 @@ def _blotted(text: str) -> str:
     def blot(match: re.Match[str]) -> str:
         return (" " if match["comment"] else "''") + "\n" * match[0].count("\n")
 
-    return _BODY.sub(lambda match: "\n" * match[0].count("\n"), _OPAQUE.sub(blot, text))
+    return _BODY.sub(lambda match: "\n" * match[0].count("\n"), OPAQUE.sub(blot, text))
 
 
 def _check_statements(file: str, text: str, transactional: bool) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 import psycopg
 
-from crafely.db import migrate, query, scratch, squawk
+from crafely.db import migrate, query, schema_file, scratch, snapshot, squawk
 from crafely.db.contract import Finding
 from crafely.db.header import SqlFileError, read_header
 from crafely.db.migrate import MigrationError
@@ -76,6 +76,8 @@ class Use(msgspec.Struct, frozen=True):
 def lint(server: str, folder: Path | None = None) -> list[Finding]:
     """Every finding in a folder of migrations, in the order of files and lines; none means that all is well.
 
+    Of our own folder (None) ``sql/schema.sql`` is looked at too.
+
     ``server`` is the URL of a server that nobody's data is on: a database is made there, and dropped. Raises
     MigrationError when squawk does not answer, and psycopg.Error.
     """
@@ -96,7 +98,17 @@ def lint(server: str, folder: Path | None = None) -> list[Finding]:
                 findings += _statements(connection, place, script)
             findings += _bare_keys(connection, place, scripts)
             findings += lost_indexes(connection, place, scripts, uses(query.folder()))
+            if folder is None:
+                findings += _schema(connection)
     return sorted(findings, key=lambda one: (one.path, one.line, one.rule))
+
+
+def _schema(connection: psycopg.Connection[Any]) -> Iterator[Finding]:
+    path = schema_file.path()
+    found = path.read_text(encoding="utf-8") if path.exists() else ""
+    if line := schema_file.difference(schema_file.render(snapshot.take(connection)), found):
+        shown = f"{path.parent.name}/{path.name}"
+        yield Finding(shown, line, "schema", "is not what the migrations make: run `make schema` and look at the diff")
 
 
 def of_error(folder: Path, error: MigrationError) -> Finding:

@@ -136,6 +136,7 @@ def _one(url: str, folder: Path, name: str, findings: list[Finding]) -> Verified
             migrate.up(url, folder, to=name, before_commit=lambda _: watch.look())
             up_ms = (time.monotonic() - begin) * 1000
         slowest = waits.read_ms, waits.write_ms, waits.statements
+        waits.another_round()
         refused = dict(waits.refused)
         after = _snapshot(url)
         begin = time.monotonic()

@@ -4,10 +4,11 @@ It knows no table by name: rows are made from what the catalogue says of columns
 refuse such rows gets reads and updates that find nothing, which take the same locks.
 """
 
+import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, LiteralString
 
 import msgspec
@@ -67,6 +68,15 @@ class Waits(msgspec.Struct):
     write_ms: float = 0.0
     statements: int = 0
     refused: dict[str, str] = {}
+    # Of the readers and of the writers.
+    rounds: list[int] = msgspec.field(default_factory=lambda: [0, 0])
+
+    def another_round(self) -> None:
+        """Returns when each statement has run once more, wholly after now; at the latest after START_SECONDS."""
+        enough = [done + 2 for done in self.rounds]
+        end = time.monotonic() + START_SECONDS
+        while any(done < least for done, least in zip(self.rounds, enough, strict=True)) and time.monotonic() < end:
+            time.sleep(PAUSE)
 
 
 class _Work(msgspec.Struct):
@@ -93,9 +103,9 @@ def traffic(url: str) -> Iterator[Waits]:
     waits = Waits()
     ended = threading.Event()
     threads, ready = [], []
-    for work, slowest in (reads, "read_ms"), (writes, "write_ms"):
+    for number, work in enumerate((reads, writes)):
         ready.append(threading.Event())
-        thread = threading.Thread(target=_run, args=(url, work, waits, slowest, ready[-1], ended), daemon=True)
+        thread = threading.Thread(target=_run, args=(url, work, waits, number, ready[-1], ended), daemon=True)
         threads.append(thread)
         thread.start()
     try:
@@ -111,8 +121,9 @@ def traffic(url: str) -> Iterator[Waits]:
 
 
 def _run(
-    url: str, work: list[_Work], waits: Waits, slowest: str, ready: threading.Event, ended: threading.Event
+    url: str, work: list[_Work], waits: Waits, number: int, ready: threading.Event, ended: threading.Event
 ) -> None:
+    slowest = ("read_ms", "write_ms")[number]
     try:
         # Not prepared: a plan that a migration makes stale is prepared anew by whoever serves (channel.py).
         with psycopg.connect(
@@ -124,21 +135,26 @@ def _run(
                     # What is measured is a wait for a lock, so between two statements others may have the processor.
                     if ready.is_set() and ended.wait(PAUSE):
                         break
+                waits.rounds[number] += 1
                 ready.set()
                 if not work:
-                    ended.wait()
+                    ended.wait(PAUSE)
     except psycopg.Error as error:
         waits.refused["connection"] = str(error)
     finally:
+        # Nobody waits for one that has gone.
+        waits.rounds[number] = sys.maxsize
         ready.set()
 
 
 def _once(connection: psycopg.Connection[Any], one: _Work, waits: Waits, slowest: str) -> None:
-    if one.useless or one.rows >= ROWS:
+    if one.useless:
         return
     begin = time.monotonic()
     try:
-        done = connection.execute(one.statement)
+        # When there are enough, the statement is still tried.
+        with connection.transaction(force_rollback=True) if one.rows >= ROWS else nullcontext():
+            done = connection.execute(one.statement)
     except psycopg.errors.UndefinedTable:
         one.useless = True
     except psycopg.Error as error:

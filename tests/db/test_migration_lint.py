@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from crafely.db import embedded, migrate, query, squawk
+from crafely.db import embedded, query, schema_file, squawk
 from crafely.db.migration_files import MigrationError, load
 from crafely.db.migration_lint import lint, uses
 
@@ -244,9 +244,19 @@ def test_several_broken_files_are_named_at_once(server: embedded.Server, folder:
     ]
 
 
-def test_our_own_migrations_have_no_finding(server: embedded.Server) -> None:
+def test_our_own_migrations_have_no_finding_and_a_stale_schema_file_is_one(
+    server: embedded.Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert squawk.find() is not None
-    assert found(server, migrate.folder()) == []
+    text = schema_file.path().read_text()
+    copy = tmp_path / "sql" / "schema.sql"
+    copy.parent.mkdir()
+    copy.write_text(text.replace("    tools jsonb,\n", "    tools json,\n"))
+    monkeypatch.setattr(schema_file, "path", lambda: copy)
+    line = text.splitlines().index("    tools jsonb,") + 1
+    assert [str(one) for one in lint(server.url)] == [
+        f"sql/schema.sql:{line}: schema: is not what the migrations make: run `make schema` and look at the diff"
+    ]
 
 
 def test_statements_say_which_indexes_they_count_on() -> None:
