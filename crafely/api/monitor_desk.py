@@ -129,6 +129,11 @@ async def queries(db: Executor, *, sort: str = "total", take: int = 20) -> Queri
 
 
 def _uncounted(counted: Statistics) -> str | None:
+    if not counted.allowed:
+        return (
+            "crafely_monitor lacks what pg_monitor may see: as a superuser, run «grant pg_monitor to crafely_monitor» "
+            "and «alter role crafely_monitor inherit» (from PostgreSQL 16 on, grant it «with inherit true» instead)"
+        )
     if counted.since is not None:
         return None
     if not counted.loaded:

@@ -23,8 +23,12 @@ class AppliedMigration(Row, frozen=True):
 
 
 class Statistics(Row, frozen=True):
-    """Whether pg_stat_statements counts, and since when; ``dropped`` entries were forgotten for want of room."""
+    """Whether pg_stat_statements counts, and since when; ``dropped`` entries were forgotten for want of room.
 
+    ``allowed`` is whether crafely_monitor has what pg_monitor has: else it sees little of anything.
+    """
+
+    allowed: bool
     loaded: bool
     installed: bool
     since: datetime | None

@@ -155,5 +155,10 @@ async def test_a_login_that_lacks_the_role_serves_and_says_what_is_missing(
             refused = await admin.get("/v1/monitor/alerts", expect=503)
             assert 'role "crafely_monitor"' in refused["detail"]
             await admin.get("/v1/me")
+            # The README's line for a login names them all.
+            superuser.execute("create extension pg_stat_statements; grant crafely_monitor to lacking")
+            assert (await admin.get("/v1/monitor/alerts"))["data"] == []
+            statements = (await admin.get("/v1/monitor/queries"))["data"]
+            assert "monitor/overview" in {one["statement"] for one in statements}
     finally:
         superuser.execute("drop role lacking")

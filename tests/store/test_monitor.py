@@ -1,14 +1,18 @@
 """Housekeeping of the months: nothing is refused for want of one, and nothing is lost when it is made."""
 
 import asyncio
+import os
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import msgspec
 import psycopg
 import pytest
 
-from crafely.db import migrate
+from crafely.api import monitor_desk
+from crafely.api.monitor_alerts import alerts
+from crafely.db import embedded, migrate
 from crafely.db.session import Session
 from crafely.store import monitor, usage
 from crafely.store.api_keys import ApiKey
@@ -306,4 +310,29 @@ async def test_statements_are_counted_by_file_without_those_within_them(
 
 async def test_without_the_extension_nothing_is_counted_and_nothing_fails(desk: Session) -> None:
     assert await monitor.queries(desk, sort="total", take=10) == []
-    assert await monitor.statistics(desk) == monitor.Statistics(loaded=True, installed=False, since=None, dropped=None)
+    assert await monitor.statistics(desk) == monitor.Statistics(
+        allowed=True, loaded=True, installed=False, since=None, dropped=None
+    )
+
+
+async def test_on_a_server_that_does_not_load_it_or_forbids_it_nothing_fails(tmp_path: Path) -> None:
+    """A server of the test's own: roles and what is loaded are the whole server's."""
+    named = os.environ.get("CRAFELY_TEST_POSTGRES", "")
+    programs = Path(named) if named and not named.startswith("postgres") else None
+    options = {"fsync": "off", "shared_preload_libraries": ""}
+    with embedded.running(tmp_path, postgres_bin=programs, options=options) as server:
+        migrate.up(server.url)
+        with psycopg.connect(server.url, autocommit=True) as dba:
+            dba.execute("create extension pg_stat_statements")
+            async with opened(server.url, roles=["crafely_monitor"]) as database:
+                desk = database.session("crafely_monitor")
+                found = await monitor.statistics(desk)
+                assert (found.allowed, found.loaded, found.installed, found.since) == (True, False, True, None)
+                assert await monitor.queries(desk, sort="total", take=10) == []
+                told = await monitor_desk.look(desk)
+                assert "does not load pg_stat_statements" in (told.queries.problem or "")
+
+                dba.execute("revoke pg_monitor from crafely_monitor")
+                told = await monitor_desk.look(desk)
+                assert "lacks what pg_monitor may see" in (told.queries.problem or "")
+                assert [alert.code for alert in alerts(told)] == ["no_statistics"]
