@@ -31,6 +31,7 @@ _SAID = (
 # What says nothing when it is 0.
 _QUIET = {"Subplans Removed", "Rows Removed by Filter", "Rows Removed by Index Recheck", "Rows Removed by Join Filter"}
 _PARAMETER = re.compile(r"\$(\d+)")
+_RETURNS = re.compile(r"\(returns ([$\d, ]+)\)")
 
 
 def lines(plan: Plan, parameters: Sequence[str] = ()) -> list[str]:
@@ -43,9 +44,13 @@ def lines(plan: Plan, parameters: Sequence[str] = ()) -> list[str]:
             for trigger in plan.json.get("Triggers", ())
         ]
 
+    # Before PostgreSQL 17 what an InitPlan gives is called $0, $1 …, too: those names stay as they are.
+    theirs = {number for line in found for given in _RETURNS.findall(line) for number in _PARAMETER.findall(given)}
+
     def named(match: re.Match[str]) -> str:
         number = int(match[1])
-        return f":{parameters[number - 1]}" if number <= len(parameters) else match[0]
+        known = 1 <= number <= len(parameters) and match[1] not in theirs
+        return f":{parameters[number - 1]}" if known else match[0]
 
     return [_PARAMETER.sub(named, line) for line in found]
 

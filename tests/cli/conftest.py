@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from crafely.cli import commands
 from tests.db.conftest import stop_and_remove
 
 PROGRAM = str(Path(sys.executable).with_name("crafely"))
@@ -51,6 +52,28 @@ def crafely(
         check=False,
         timeout=SECONDS,
     )
+
+
+class Command:
+    """Runs a command in this process, on which it costs no start, and keeps what it says."""
+
+    def __init__(self, capsys: pytest.CaptureFixture[str], *words: str) -> None:
+        self._capsys = capsys
+        self._words = words
+        self.out = self.err = ""
+
+    def __call__(self, *arguments: str) -> int:
+        try:
+            code = commands.run([*self._words, *arguments])
+        except SystemExit as ended:
+            code = int(ended.code or 0)
+        self.out, self.err = self._capsys.readouterr()
+        return code
+
+    def json(self, *arguments: str) -> Any:
+        """What it prints for programs."""
+        assert self(*arguments, "--json") == 0, self.err
+        return json.loads(self.out)
 
 
 def shell(folder: Path, *lines: str) -> subprocess.CompletedProcess[str]:

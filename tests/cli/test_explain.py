@@ -1,16 +1,15 @@
 """``crafely explain``: what it shows, and what it refuses."""
 
-import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import psycopg
 import pytest
 
-from crafely.cli import check, commands
+from crafely.cli import check
 from crafely.cli.plan_tree import lines
 from crafely.db.plans import Plan
+from tests.cli.conftest import Command
 
 NAME = "threads/list_for_agent"
 VALUES = ("agent_id=agnt_1", "user_id=alice", "before=now", "before_id=", "take=20", "skip=0")
@@ -20,37 +19,17 @@ def params(*values: str) -> list[str]:
     return [word for value in values for word in ("--param", value)]
 
 
-class Command:
-    """Runs it here, and keeps what it says."""
-
-    def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
-        self._capsys = capsys
-        self.out = self.err = ""
-
-    def __call__(self, *arguments: str) -> int:
-        try:
-            code = commands.run(["explain", *arguments])
-        except SystemExit as ended:
-            code = int(ended.code or 0)
-        self.out, self.err = self._capsys.readouterr()
-        return code
-
-    def json(self, *arguments: str) -> dict[str, Any]:
-        assert self(*arguments, "--json") == 0, self.err
-        return dict(json.loads(self.out))
-
-
 @pytest.fixture
 def explain(database_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
     monkeypatch.setenv("CRAFELY_DATABASE_URL", database_url)
-    return Command(capsys)
+    return Command(capsys, "explain")
 
 
 @pytest.fixture
 def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
     """What needs no database: refused before one is looked for."""
     monkeypatch.setenv("CRAFELY_DATABASE_URL", "postgresql:///nowhere?host=/nowhere")
-    command = Command(capsys)
+    command = Command(capsys, "explain")
 
     def run(*arguments: str) -> str:
         assert command(*arguments) == 2
@@ -267,3 +246,13 @@ def test_a_plan_is_a_line_for_each_node_with_what_it_says() -> None:
         "Trigger audit: 1 calls, 0.250 ms",
     ]
     assert lines(Plan({"Plan": below}, (), (), ()), ["a", "b"])[1] == "  Index Cond: (a = :b)"
+
+
+def test_what_older_servers_call_like_a_parameter_keeps_its_name() -> None:
+    node = {"Node Type": "Result", "Total Cost": 1, "Plan Rows": 1}
+    inner = {**node, "Subplan Name": "InitPlan 2 (returns $0,$2)"}
+    plan = {**node, "Filter": "(a = $0) AND (b = $1) AND (c = $2) AND (d = $3)", "Plans": [inner]}
+    assert lines(Plan({"Plan": plan}, (), (), ()), ["a", "b"])[1:3] == [
+        "  Filter: (a = $0) AND (b = :a) AND (c = $2) AND (d = $3)",
+        "  InitPlan 2 (returns $0,$2)",
+    ]

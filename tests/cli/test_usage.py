@@ -7,9 +7,8 @@ from typing import Any
 import psycopg
 import pytest
 
-from crafely.cli import commands
 from crafely.cli.usage import MAX_SHOWN, _spans
-from tests.cli.conftest import Serving, crafely
+from tests.cli.conftest import Command, Serving, crafely
 
 INSERT_KEY = "insert into api_keys (id, key_id, hashed_key, user_id) values ('key_1', 'one', 'hash', 'alice')"
 INSERT_USAGE = """
@@ -18,29 +17,13 @@ INSERT_USAGE = """
 """
 
 
-class Command:
-    """Runs it here, and keeps what it says."""
-
-    def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
-        self._capsys = capsys
-        self.out = self.err = ""
-
-    def __call__(self, *arguments: str) -> int:
-        try:
-            code = commands.run(["usage", "reconcile", *arguments])
-        except SystemExit as ended:
-            code = int(ended.code or 0)
-        self.out, self.err = self._capsys.readouterr()
-        return code
-
-
 @pytest.fixture
 def reconcile(
     database_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], superuser: Any
 ) -> Command:
     monkeypatch.setenv("CRAFELY_DATABASE_URL", database_url)
     superuser.execute(INSERT_KEY)
-    return Command(capsys)
+    return Command(capsys, "usage", "reconcile")
 
 
 def test_nothing_differs_where_nothing_is(reconcile: Command) -> None:
