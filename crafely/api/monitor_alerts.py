@@ -7,6 +7,7 @@ from typing import Literal
 import msgspec
 
 from crafely.api.monitor_desk import Activity, Answer, Desk
+from crafely.db import query
 from crafely.store.monitor import IndexUse, Transaction
 
 
@@ -157,7 +158,7 @@ def _space(desk: Desk, limits: Limits) -> Iterator[Alert]:
             object=desk.overview.database,
             message=f"{desk.overview.database} has {size_text(one.bytes)} of {size_text(one.limit_bytes)} and grows by "
             f"{size_text(one.bytes_per_day)} a day{by}; it is full in {one.days_to_full:.0f} days",
-            action="drop old partitions, or make room",
+            action="make room, or drop old partitions",
         )
     for table in one.data:
         rows, dead = table.row_count or 0, table.dead_rows
@@ -200,16 +201,29 @@ def _indexes(desk: Desk, limits: Limits) -> Iterator[Alert]:
             action=key.create_it,
         )
     long_ago = datetime.now(UTC) - timedelta(days=limits.unused_days)
+    meant = _meant()
     for index in desk.indexes.data:
         if not index.is_valid:
             yield _index("invalid_index", index, "was left half-made, and only costs", index.drop_it)
         elif index.covered_by is not None:
-            yield _index("duplicate_index", index, f"does nothing that {index.covered_by} does not", index.drop_it)
-        elif index.unused_since is not None and index.unused_since <= long_ago:
+            files = f", though {', '.join(meant[index.name])} names it" if index.name in meant else ""
+            yield _index(
+                "duplicate_index", index, f"does nothing that {index.covered_by} does not{files}", index.drop_it
+            )
+        elif index.unused_since is not None and index.unused_since <= long_ago and index.name not in meant:
             since = f"has not been used since {index.unused_since:%Y-%m-%d}"
             yield _index("unused_index", index, since, f"make sure that no replica uses it, then: {index.drop_it}")
         elif (waste := index.bloat_bytes or 0) >= max(limits.bloat_bytes, limits.bloat_share * index.bytes):
             yield _index("bloated_index", index, f"could do without some {size_text(waste)} of it", index.rebuild_it)
+
+
+def _meant() -> dict[str, list[str]]:
+    """The SQL files that mean to use an index, by its name: one of theirs may be idle because nobody came by."""
+    meant: dict[str, list[str]] = {}
+    for name, statement in sorted(query.statements.items()):
+        for index in statement.header.uses:
+            meant.setdefault(index, []).append(f"sql/{name}.sql")
+    return meant
 
 
 def _index(code: str, index: IndexUse, what: str, action: str) -> Alert:

@@ -4,7 +4,7 @@
 -- counted).
 -- returns: one Statistics
 -- role: crafely_monitor
--- not null: allowed
+-- not null: allowed, loaded
 select
     pg_has_role('pg_monitor', 'usage') as allowed,
     case

@@ -160,7 +160,11 @@ async def test_the_servers_own_limit_of_connections(session: Session) -> None:
 
 async def test_an_index_that_nobody_uses(session: Session, dba: psycopg.Connection) -> None:
     dba.execute("create index idle on things (c)")
-    dba.execute("insert into monitor_samples (kind, name, bytes) values ('index', 'idle', 0)")
+    # The other one is idle, too, but sql/agents/list_for_user.sql means to use it.
+    dba.execute(
+        "insert into monitor_samples (kind, name, bytes)"
+        " values ('index', 'idle', 0), ('index', 'agents_user_id_created_at_id_idx', 0)"
+    )
     # Not since yesterday.
     assert await found(session) == {}
     dba.execute("update monitor_samples set created_at = now() - interval '8 days'")
@@ -183,6 +187,16 @@ async def test_two_indexes_that_are_alike(session: Session, dba: psycopg.Connect
     assert said["duplicate_index"].message.endswith("does nothing that one does not")
     dba.execute(said["duplicate_index"].action.encode())
     assert await found(session) == {}
+
+
+async def test_an_index_that_a_file_names_may_be_superfluous(session: Session, dba: psycopg.Connection) -> None:
+    dba.execute("create index wide on agents (user_id, created_at desc, id desc, name) where deleted_at is null")
+    try:
+        alert = (await found(session))["duplicate_index"]
+    finally:
+        dba.execute("drop index wide")
+    assert alert.object == "agents_user_id_created_at_id_idx"
+    assert "though sql/agents/" in alert.message
 
 
 async def test_a_foreign_key_without_an_index(session: Session, dba: psycopg.Connection) -> None:
