@@ -33,6 +33,8 @@ RULES = {
     "nullability": "null only where the field may be None",
     "uses": "the plan has the indexes that are named",
     "scans": "no table that grows is read from end to end",
+    "filling": "every table has rows that a planner believes",
+    "tenancy": "statements of users name the user",
     "grants": "roles may do what is reviewed, and need it",
 }
 

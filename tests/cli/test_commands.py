@@ -2,10 +2,8 @@
 
 import argparse
 import json
-import os
 import re
 import shutil
-import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +12,7 @@ import pytest
 
 from crafely import __version__
 from crafely.cli.commands import _parser
-from tests.cli.conftest import PROGRAM, Refused, Serving, crafely, environment, processes, until
+from tests.cli.conftest import PROGRAM, Refused, Serving, crafely, environment
 
 ROOT = Path(__file__).parents[2]
 
@@ -62,18 +60,6 @@ def test_a_reader_that_has_enough_is_no_error(folder: Path) -> None:
     assert (done.stdout, done.stderr) == ("{ 0\n", "")
 
 
-def test_check_finds_nothing_wrong_and_needs_neither_terminal_nor_home(folder: Path) -> None:
-    kept = {name: value for name, value in environment().items() if name.startswith(("CRAFELY_", "PYTHON"))}
-    bare = {**kept, "PATH": os.defpath}
-    done = subprocess.run([PROGRAM, "check", "--json"], cwd=folder, env=bare, capture_output=True, check=False)
-    assert (done.returncode, done.stdout) == (0, b"[]\n"), done
-
-
-def test_check_of_a_name_that_does_not_exist(refused: Refused) -> None:
-    line = refused("check", "threads/nothing", code=2)
-    assert line == "crafely: threads/nothing: no such statement; they are named like threads/list_for_agent"
-
-
 @pytest.fixture
 def copy(folder: Path) -> Path:
     """A checkout of our own, to break."""
@@ -82,27 +68,8 @@ def copy(folder: Path) -> Path:
     return folder / "copy"
 
 
-def test_check_names_file_and_line_of_a_statement_that_the_server_refuses(copy: Path, folder: Path) -> None:
-    file = copy / "sql" / "threads" / "get.sql"
-    text = file.read_text()
-    line = text[: text.index("deleted_at is null")].count("\n") + 1
-    file.write_text(text.replace("deleted_at is null", "deleted_on is null"))
-    done = crafely(folder, "check", "threads/get", PYTHONPATH=str(copy))
-    assert done.returncode == 1
-    assert done.stdout.startswith(f"sql/threads/get.sql:{line}: prepare: as crafely_app: column ")
-
-
 @pytest.mark.parametrize("command", ["check", "serve"])
 def test_a_file_that_does_not_fit_its_signature_is_one_line(copy: Path, refused: Refused, command: str) -> None:
     file = copy / "sql" / "threads" / "get.sql"
     file.write_text(file.read_text().replace(":user_id", ":owner"))
     assert re.match(r"crafely: sql/threads/get\.sql:\d+: ", refused(command, PYTHONPATH=str(copy)))
-
-
-def test_a_check_that_is_told_to_stop_leaves_no_server(folder: Path) -> None:
-    with subprocess.Popen([PROGRAM, "check"], cwd=folder, env=environment(TMPDIR=str(folder))) as check:
-        until(lambda: list(folder.glob("crafely-check-*/postgres/postmaster.pid")), "PostgreSQL to start")
-        check.send_signal(signal.SIGTERM)
-        assert check.wait(timeout=60) == 130
-    assert processes(folder) == {}
-    assert list(folder.glob("crafely-check-*")) == []

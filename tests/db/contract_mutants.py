@@ -180,6 +180,8 @@ CARDINALITY = [
 
 # Indexes and scans.
 PLANS = [
+    M("agents/list_by_name", "uses: agents_user_id_created_at_id_idx", "uses: agents_user_id_lower_name_idx", "uses",
+      "-- uses", "row-level security costs crafely_app the index agents_user_id_lower_name_idx"),
     M("threads/get", "-- uses: threads_pkey\n", "", "uses", "-- returns", "reads threads by threads_pkey"),
     M("threads/get", "uses: threads_pkey", "uses: threads_key", "uses", "-- uses", "there is no index threads_key"),
     M("threads/get", "uses: threads_pkey", "uses: threads_pkey, agents_pkey", "uses", "-- uses", "is without agents_pkey"),
@@ -226,6 +228,21 @@ PLANS = [
     M("schema", "", "drop index threads_user_id_agent_id_created_at_id_idx", "uses", "-- uses", "there is no index",
       "agents/get_with_threads"),
     M("schema", "", "drop index usage_daily_day_user_id_idx", "uses", "-- uses", "there is no index", "usage/reconcile"),
+]  # fmt: skip
+
+# Whose rows.
+TENANCY = [
+    M("threads/get", "and user_id = :user_id", "and user_id <> :user_id", "tenancy", "threads\nwhere", "without comparing user_id"),
+    M("threads/get", "and user_id = :user_id", "and user_id >= :user_id", "tenancy", "threads\nwhere", "say «user_id = …»"),
+    M("threads/create", "            and user_id = :user_id\n", "", "tenancy", "agents\n", "uses agents without"),
+    M("threads/delete", "and user_id = :user_id", "and :user_id = 'a'", "tenancy", "threads\nset", "uses threads without"),
+    M("agents/get_with_threads", "where user_id = a.user_id\n            and agent_id", "where agent_id", "tenancy",
+      "threads\n        where", "uses threads without"),
+    M("user_subscriptions/current", "where s.user_id = :user_id", "where length(:user_id) > 1", "tenancy",
+      "user_subscriptions s", "uses user_subscriptions without"),
+    M("usage/stats", "where user_id = :user_id\n        and created_at >= :from_time\n", "where created_at >= :from_time\n",
+      "tenancy", "usage\n", "uses usage without"),
+    M("usage/record", "                and k.user_id = r.user_id\n", "", "tenancy", "api_keys k", "uses api_keys without"),
 ]  # fmt: skip
 
 # The schema under the statements.
@@ -322,7 +339,7 @@ STYLE = [
     M("threads/get", "from threads\n", f"from threads -- {'long ' * 30}\n", "style", "from threads --", "characters; break the line"),
 ]  # fmt: skip
 
-MUTANTS = [*HEADERS, *SIGNATURES, *NULLABILITY, *CARDINALITY, *PLANS, *SCHEMA, *GRANTS, *STYLE]
+MUTANTS = [*HEADERS, *SIGNATURES, *NULLABILITY, *CARDINALITY, *PLANS, *TENANCY, *SCHEMA, *GRANTS, *STYLE]
 
 # Changes that are no fault: a check that finds something in these would be in everybody's way.
 HARMLESS = [

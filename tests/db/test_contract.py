@@ -12,7 +12,8 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from crafely.db import contract, embedded, filled, plans, query
-from crafely.db.contract import Finding, facts, grants, tree
+from crafely.db.contract import Finding, facts, grants, nodes, tree
+from crafely.db.contract.nullability import Nullability
 from tests.db.contract_mutants import HARMLESS, MUTANTS
 from tests.db.mutants import Copy, Mutant, caught
 
@@ -193,6 +194,36 @@ def test_each_grant_without_a_reason_is_needed(connection: psycopg.Connection, l
                 except psycopg.errors.ProgrammingError:  # with no right to the schema, names are not there
                     refused.append(name)
     assert refused
+
+
+def test_a_table_that_is_not_filled_is_found(copy: Copy) -> None:
+    found = copy.findings({}, "create table notes (id text primary key); alter table notes enable row level security")
+
+    assert [(f.path, f.rule) for f in found] == [("crafely/db/filling", "filling"), ("sql/grants.txt", "grants")]
+    assert "has 0 rows of notes" in found[0].problem
+
+
+def test_joins_and_variables_say_the_same_of_nulls(connection: psycopg.Connection) -> None:
+    """Before PostgreSQL 16 variables do not say what an outer join does to them, so the joins are asked."""
+    source = (
+        "select {} from packages a left join packages b on b.id = a.id"
+        " full join (packages c join packages d on d.id = c.id) on c.id = b.id"
+        " right join packages e on e.id = d.id cross join packages f"
+    )
+    names = [f"{table}.{column}" for table in "abcdef" for column in ("name", "description")]
+    with connection.transaction(force_rollback=True):
+        text = source.format(", ".join(names)).encode()
+        described = plans.prepare(connection, text)
+        read = tree.read(connection, described, text)
+    scope = tree.Scope(read, facts.read(connection))
+    by_variables = Nullability(scope, set()).columns()
+    for node in nodes.walk(read):
+        if isinstance(node, dict):
+            node.pop("varnullingrels", None)
+    by_joins = Nullability(scope, set()).columns()
+
+    assert by_joins == by_variables
+    assert [name for name, null in zip(names, by_joins, strict=True) if not null] == ["e.name", "f.name"]
 
 
 def test_a_finding_is_one_line(copy: Copy) -> None:

@@ -4,6 +4,7 @@
     signature.py    parameters, columns, nullability, cardinality
     tree.py         the server's own parse tree (nodes.py reads it), on which the last two stand
     plan.py         the indexes that the header names, the tables that may be read from end to end
+    tenancy.py      statements of users name the user
     grants.py       what each role may do, against a reviewed file and against what statements need
     style.py        how files are written
 
@@ -21,7 +22,9 @@ from crafely.db import plans, query
 from crafely.db.contract import facts, fix, grants, plan, signature, style, tree
 from crafely.db.contract.facts import Facts
 from crafely.db.contract.findings import Finding, at_offset, at_text
+from crafely.db.contract.tenancy import tenancy
 from crafely.db.contract.tree import Scope
+from crafely.db.plans import Plan
 from crafely.db.query import Statement
 
 __all__ = ["Finding", "check", "fix_headers", "write_grants"]
@@ -53,6 +56,7 @@ def check(
     findings += signature.needless_none({f: n for f, n in seen.items() if only is None or f[0] is _row(only)})
     if only is None:
         findings += style.orphans()
+        findings += plan.empty(known)
         findings += grants.grants(grants.snapshot(connection), needs)
     return sorted(dict.fromkeys(findings), key=lambda finding: (finding.path, finding.line))
 
@@ -126,11 +130,15 @@ class _Check:
             except psycopg.Error as error:
                 findings.append(self._refused(role, error))
                 continue
-            findings += plan.indexes(self._statement, explained, self._known, role)
+            findings += plan.indexes(self._statement, explained, self._known, role, self._unguarded)
             findings += plan.scans(self._statement, explained, self._known, role)
         if described is not None:
             findings += self._signature(described)
         return findings
+
+    def _unguarded(self) -> Plan:
+        """The plan that it would have without row-level security, as the login, who is above it."""
+        return plans.explain(self._connection, self._statement, self._connection.info.user)
 
     def note_nulls(self) -> None:
         """Only notes what the statement gives null for."""
@@ -153,6 +161,7 @@ class _Check:
             return
         for role in statement.header.roles:
             self._needs.add(role, read)
+        yield from tenancy(statement, read, self._known)
         scope = Scope(read, self._known)
         yield from signature.rows(statement, scope)
         if not mismatches:

@@ -15,6 +15,8 @@ from crafely.db.contract.tree import (
     Scope,
     bare,
     conjunction,
+    entries,
+    parts,
 )
 
 # «on conflict do nothing», by number.
@@ -97,10 +99,10 @@ class _Pinned:
             self._equals += [found for found in self._equalities(conjunction(condition)) if found[0] in own]
 
     def all(self) -> bool:
-        entries = set(_entries(self._scope.query["jointree"]))
-        while found := {number for number in entries - self._pinned if self._is_pinned(number)}:
+        sources = set(entries(self._scope.query["jointree"]))
+        while found := {number for number in sources - self._pinned if self._is_pinned(number)}:
             self._pinned |= found
-        return entries <= self._pinned
+        return sources <= self._pinned
 
     def _equalities(self, conditions: Iterable[Node]) -> Iterator[tuple[str, int, Node]]:
         """Of «column = expression», both ways round: the entry, the column's number, and the expression."""
@@ -143,21 +145,9 @@ class _Pinned:
         return all(self._is_known(part) for part in below if isinstance(part, dict))
 
 
-def _entries(node: Node) -> Iterator[str]:
-    """The numbers of what a FROMEXPR, or a part of it, reads from."""
-    if node[""] == "RANGETBLREF":
-        yield node["rtindex"]
-    for below in _parts(node):
-        yield from _entries(below)
-
-
 def _left_joins(node: Node) -> Iterator[tuple[set[str], Node]]:
     """Of each left join the entries on its right, and its condition."""
     if node[""] == "JOINEXPR" and node["jointype"] == LEFT:
-        yield set(_entries(node["rarg"])), node["quals"]
-    for below in _parts(node):
+        yield set(entries(node["rarg"])), node["quals"]
+    for below in parts(node):
         yield from _left_joins(below)
-
-
-def _parts(node: Node) -> list[Node]:
-    return [node["larg"], node["rarg"]] if node[""] == "JOINEXPR" else list(node.get("fromlist") or ())

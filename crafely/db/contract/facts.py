@@ -16,12 +16,19 @@ class Table(msgspec.Struct, frozen=True):
 
     name: str
     schema: str
+    # r a table, p a partitioned one, v a view …
+    kind: str
     # By number, which is what a parse tree has: the name, and whether it can never be null.
     columns: Mapping[int, tuple[str, bool]]
     # Rows, as the planner believes; of a partitioned table, of all partitions.
     rows: float
     is_partition: bool
     has_row_security: bool
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether it is a table of a migration: no view, no partition, and not yoyo's."""
+        return self.kind in {"r", "p"} and not self.is_partition and not self.name.startswith("_yoyo_")
 
 
 class Index(msgspec.Struct, frozen=True):
@@ -63,7 +70,7 @@ class Facts(msgspec.Struct, frozen=True):
 
 
 _TABLES = """
-    select c.oid, c.relname, n.nspname, c.reltuples, c.relispartition, c.relrowsecurity,
+    select c.oid, c.relname, n.nspname, c.relkind::text, c.reltuples, c.relispartition, c.relrowsecurity,
         array_agg(a.attnum order by a.attnum), array_agg(a.attname::text order by a.attnum),
         array_agg(a.attnotnull order by a.attnum)
     from pg_class c
@@ -109,8 +116,8 @@ def read(connection: psycopg.Connection[Any]) -> Facts:
 
     return Facts(
         tables={
-            oid: Table(name, schema, dict(zip(numbers, zip(names, nots, strict=True), strict=True)), *rest)
-            for oid, name, schema, *rest, numbers, names, nots in rows(_TABLES)
+            oid: Table(name, schema, kind, dict(zip(numbers, zip(names, nots, strict=True), strict=True)), *rest)
+            for oid, name, schema, kind, *rest, numbers, names, nots in rows(_TABLES)
         },
         indexes={
             name: Index(name, table, is_unique, tuple(keys[:count]))

@@ -1,5 +1,6 @@
 """What a check has to say, and where."""
 
+import re
 from pathlib import Path
 
 import msgspec
@@ -33,10 +34,20 @@ def at_word(statement: Statement, word: str, rule: str, problem: str) -> Finding
 
 def at_text(statement: Statement, text: str, rule: str, problem: str) -> Finding:
     """A finding on the line where a text first stands below the header, else on the statement's first line."""
+    return _at_pattern(statement, re.escape(text), rule, problem)
+
+
+def at_table(statement: Statement, table: str, rule: str, problem: str) -> Finding:
+    """A finding on the line where a table is first read or changed, else on the statement's first line."""
+    return _at_pattern(statement, rf"\b(?:from|join|update)\s+{re.escape(table)}\b", rule, problem)
+
+
+def _at_pattern(statement: Statement, pattern: str, rule: str, problem: str) -> Finding:
     source = statement.path.read_text(encoding="utf-8")
     first = len(source) - len(_body(source))
-    found = source.find(text, first)
-    return Finding(shown(statement.path), source.count("\n", 0, found if found >= 0 else first) + 1, rule, problem)
+    found = re.compile(pattern).search(source, first)
+    line = source.count("\n", 0, found.start() if found else first) + 1
+    return Finding(shown(statement.path), line, rule, problem)
 
 
 def at_offset(statement: Statement, offset: int, rule: str, problem: str) -> Finding:

@@ -158,6 +158,19 @@ def conjunction(condition: Node | None) -> Iterator[Node]:
         yield condition
 
 
+def entries(node: Node) -> Iterator[str]:
+    """The numbers of what a FROMEXPR, or a part of it, reads from."""
+    if node[""] == "RANGETBLREF":
+        yield node["rtindex"]
+    for below in parts(node):
+        yield from entries(below)
+
+
+def parts(node: Node) -> list[Node]:
+    """What a FROMEXPR or a JOINEXPR is made of."""
+    return [node["larg"], node["rarg"]] if node[""] == "JOINEXPR" else list(node.get("fromlist") or ())
+
+
 def _own(expression: Node) -> set[tuple[str, str]]:
     if expression[""] == "VAR" and expression["varlevelsup"] == "0":
         return {(expression["varno"], expression["varattno"])}
