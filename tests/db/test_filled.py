@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import psycopg
 import pytest
 
-from crafely.db import embedded, filled
+from crafely.db import embedded, filled, migrate
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def test_it_is_made_anew_when_what_it_follows_from_has_changed(
     quick: psycopg.Connection, server: embedded.Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = filled.ensure(server.url)
-    monkeypatch.setattr(filled.migrate, "expected", lambda: {"0001.other": "checksum"})
+    monkeypatch.setattr(migrate, "expected", lambda: {"0001.other": "checksum"})
 
     second = filled.ensure(server.url)
 
@@ -77,6 +77,6 @@ def test_an_outdated_one_that_is_in_use_is_left_alone(
 ) -> None:
     first = filled.ensure(server.url)
     with psycopg.connect(first) as user:
-        monkeypatch.setattr(filled.migrate, "expected", lambda: {"0001.other": "checksum"})
+        monkeypatch.setattr(migrate, "expected", lambda: {"0001.other": "checksum"})
         filled.ensure(server.url)
         assert user.execute("select 1").fetchone() == (1,)

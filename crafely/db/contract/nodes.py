@@ -38,9 +38,10 @@ def parse(text: str) -> Value:
         if kind is None:
             continue
         top = stack[-1]
-        if kind == "field":
-            if isinstance(top, list):
-                raise ValueError(f"a field outside of a node: {found[0]}")
+        # Behind a field comes its value, which may look like a field.
+        if kind == "field" and isinstance(top, list):
+            raise ValueError(f"a field outside of a node: {found[0]}")
+        if kind == "field" and top.get(None, "") in top:
             top[None] = found["field"]
         elif kind == "close":
             if isinstance(top, dict):
