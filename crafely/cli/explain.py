@@ -188,8 +188,9 @@ def _explain(
             server=connection.info.parameter_status("server_version") or "",
             role=role,
             user_id=user_id,
-            generic=_explained(generic, statement),
-            for_values=_explained(chosen, statement) if chosen is not None else None,
+            generic=_explained(generic, statement.parameters),
+            # Its values stand in the plan, and one of them may look like a parameter.
+            for_values=_explained(chosen, ()) if chosen is not None else None,
             same=plan_tree.shape(generic) == plan_tree.shape(chosen) if chosen is not None else None,
         )
 
@@ -201,8 +202,8 @@ def _type(kinds: TypesRegistry, oid: int) -> str:
     return f"{info.name}[]" if oid == info.array_oid else str(info.name)
 
 
-def _explained(plan: Plan, statement: Statement) -> Explained:
-    return Explained(plan.indexes, plan.scans, plan_tree.lines(plan, statement.parameters), plan.json)
+def _explained(plan: Plan, parameters: Sequence[str]) -> Explained:
+    return Explained(plan.indexes, plan.scans, plan_tree.lines(plan, parameters), plan.json)
 
 
 def _show(explanation: Explanation, values: dict[str, str | None] | None) -> None:

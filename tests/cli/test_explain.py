@@ -62,7 +62,8 @@ def test_the_generic_plan_stands_next_to_the_contract(explain: Command) -> None:
 
 
 def test_with_values_there_is_a_plan_for_them_as_their_user(explain: Command) -> None:
-    assert explain(NAME, *params(*VALUES)) == 0
+    assert explain(NAME, *params("before_id=$1", *(value for value in VALUES if value != "before_id="))) == 0
+    assert "'$1'::text" in explain.out
     assert ":agent_id  str, text to the server  = agnt_1" in explain.out
     assert "crafely_app, for user alice" in explain.out
     assert "'agnt_1'::text" in explain.out
