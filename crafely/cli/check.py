@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from crafely.cli import check_against
 from crafely.config import Settings, load
 from crafely.db import contract, embedded, filled, query
 from crafely.db.contract import Finding
@@ -54,11 +55,21 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
         action="store_true",
         help="first write sql/grants.txt as the migrations grant: review the diff",
     )
+    parser.add_argument(
+        "--against",
+        metavar="REV",
+        help="instead: can an older release of this tree, such as v1.4.0, serve while this one takes its place?",
+    )
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Prints the findings; exit code 1 when there are any."""
+    if arguments.against is not None:
+        if arguments.name is not None:
+            print("crafely: --against holds every statement: leave the name out", file=sys.stderr)
+            return 2
+        return check_against.run(arguments.against, as_json=arguments.json)
     begin = time.monotonic()
     if arguments.name is not None and arguments.name not in query.statements:
         print(

@@ -123,3 +123,15 @@ def test_wrong_usage_is_one_line(
     refused: Refused, empty_database: str, arguments: list[str], code: int, said: str
 ) -> None:
     assert said in refused("migrate", *arguments, code=code, CRAFELY_DATABASE_URL=empty_database)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--against", "no-such-revision"], "no-such-revision: fatal: not a valid object name"),
+        (["api_keys/lookup", "--against", "HEAD"], "--against holds every statement: leave the name out"),
+        (["--against"], "argument --against: expected one argument"),
+    ],
+)
+def test_check_against_what_is_no_release_is_one_line(refused: Refused, arguments: list[str], said: str) -> None:
+    assert said in refused("check", *arguments, code=2)
