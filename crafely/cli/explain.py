@@ -94,8 +94,6 @@ def run(arguments: argparse.Namespace) -> int:
     except UsageError as error:
         print(f"crafely: {error}", file=sys.stderr)
         return 2
-    except psycopg.OperationalError:
-        raise
     except psycopg.Error as error:
         # A value that its type refuses is the caller's mistake, all else the database's.
         reason = error.diag.message_primary or str(error)
@@ -167,9 +165,8 @@ def _explain(
 ) -> Explanation:
     user_id = arguments.user if arguments.user is not None else (values or {}).get(IDENTITY)
     # What is run for a look must not hold up those who work.
-    milliseconds = int(settings.statement_timeout * 1000)
-    options = f"-c statement_timeout={milliseconds} -c lock_timeout={milliseconds // 2} -c timezone=UTC"
-    with connect(found.url, options=options, application_name="crafely explain") as connection:
+    limit = settings.statement_timeout
+    with connect(found.url, application_name="crafely explain", statement_timeout=limit) as connection:
         require_schema(found)
         with plans.as_role(connection, role):
             described = plans.prepare(connection, statement.text)
@@ -236,8 +233,7 @@ def _contract(explanation: Explanation, values: dict[str, str | None] | None) ->
     user = f", for user {explanation.user_id}" if explanation.user_id is not None else ""
     yield "role", [escape(explanation.role + user)]
     if one.uses:
-        # Few rows are read otherwise.
-        missed = "  [yellow]not in this plan[/]; --filled has one of many rows"
+        missed = "  [yellow]not in this plan[/]; tables of few rows are read otherwise: see --filled"
         yield "uses", [index + ("" if index in plan.indexes else missed) for index in one.uses]
     said = [f"{scan.table}, because {scan.because}" for scan in one.scans]
     found = [f"[red]{table}, which the file does not say[/]" for table in plan.scans if table not in _tables(one)]

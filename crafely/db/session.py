@@ -244,13 +244,27 @@ def accepts(url: str) -> bool:
 
 
 @contextmanager
-def connect(url: str, **parameters: Any) -> Iterator[psycopg.Connection[TupleRow]]:
+def connect(
+    url: str, *, application_name: str = "crafely", statement_timeout: float | None = None
+) -> Iterator[psycopg.Connection[TupleRow]]:
     """A connection outside any pool that commits each statement, for tools: with the login's rights, and no adapters.
 
-    Takes a URL and libpq's parameters. Raises DatabaseUnavailableError.
+    Takes a URL, whose own parameters come first, and how many seconds a statement may run (half of that for a lock;
+    None: as the server has it). Raises DatabaseUnavailableError.
     """
     try:
-        connection = psycopg.connect(url, autocommit=True, **{"connect_timeout": CONNECT_SECONDS, **parameters})
+        given = conninfo_to_dict(url)
+        options = str(given.get("options") or "")
+        if statement_timeout is not None:
+            milliseconds = int(statement_timeout * 1000)
+            options += f" -c statement_timeout={milliseconds} -c lock_timeout={milliseconds // 2}"
+        connection = psycopg.connect(
+            url,
+            autocommit=True,
+            application_name=given.get("application_name") or application_name,
+            connect_timeout=given.get("connect_timeout") or CONNECT_SECONDS,
+            options=f"{options} -c timezone=UTC",
+        )
     except psycopg.Error as error:
         raise DatabaseUnavailableError(unavailable(url, error)) from None
     with connection:

@@ -204,6 +204,14 @@ def test_a_statement_that_the_database_refuses(explain: Command, superuser: psyc
     assert explain.err.count("\n") == 1
 
 
+def test_it_holds_nobody_up(explain: Command, superuser: psycopg.Connection, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CRAFELY_STATEMENT_TIMEOUT", "0.2")
+    with superuser.transaction():
+        superuser.execute("lock table threads")
+        assert explain("threads/get", *params("id=thrd_1", "user_id=alice"), "--analyze") == 1
+    assert explain.err == "crafely: threads/get: canceling statement due to lock timeout\n"
+
+
 def test_a_database_without_the_schema(explain: Command, empty_database: str) -> None:
     assert explain(NAME, "--database", empty_database) == 1
     assert "run crafely migrate up" in explain.err
