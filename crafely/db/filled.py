@@ -48,9 +48,7 @@ def ensure(url: str, on_progress: Progress = lambda *_: None) -> str:
         connection.execute("select pg_advisory_lock(%s)", [_LOCK])
         if _is_filled(connection, name):  # by the one before us
             return scratch
-        found = connection.execute("select datname from pg_database where starts_with(datname, %s)", [_PREFIX])
-        for (old,) in found.fetchall():
-            _drop(connection, old, force=old == name)
+        _drop_outdated(connection, name)
         connection.execute(names.SQL("create database {}").format(names.Identifier(name)))
         fill(scratch, on_progress)
         # Last of all: a database that was left half full does not say so.
@@ -79,7 +77,10 @@ def fill(url: str, on_progress: Progress = lambda *_: None) -> None:
 
 def _key() -> str:
     """What the database follows from."""
-    told = [datetime.now(UTC).strftime("%Y-%m"), *migrate.expected().values()]
+    told = [
+        datetime.now(UTC).strftime("%Y-%m"),
+        *(f"{name} {checksum}" for name, checksum in migrate.expected().items()),
+    ]
     told += [path.read_text(encoding="utf-8") for path in (*_files(), Path(__file__))]
     return hashlib.sha256("\0".join(told).encode()).hexdigest()[:16]
 
@@ -93,8 +94,15 @@ def _is_filled(connection: psycopg.Connection[Any], name: str) -> bool:
     return connection.execute(query, [name]).fetchone() == ("filled",)
 
 
-def _drop(connection: psycopg.Connection[Any], name: str, *, force: bool) -> None:
-    """Drops a database; one that others are connected to only with ``force``."""
-    command = "drop database {} with (force)" if force else "drop database {}"
-    with suppress(psycopg.errors.ObjectInUse):
-        connection.execute(names.SQL(command).format(names.Identifier(name)))
+def _drop_outdated(connection: psycopg.Connection[Any], name: str) -> None:
+    """Drops what is left of ``name``, and whatever else of ours nobody is connected to."""
+    found = connection.execute(
+        "select datname from pg_database d where starts_with(datname, %s)"
+        # The drop would wait some seconds for them.
+        " and (datname = %s or not exists (select from pg_stat_activity a where a.datid = d.oid))",
+        [_PREFIX, name],
+    )
+    for (old,) in found.fetchall():
+        with suppress(psycopg.errors.ObjectInUse):
+            command = "drop database {} with (force)" if old == name else "drop database {}"
+            connection.execute(names.SQL(command).format(names.Identifier(old)))

@@ -4,6 +4,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from types import ModuleType
 
@@ -11,8 +12,8 @@ import msgspec
 import psycopg
 import pytest
 
-from crafely.db import contract, query
-from crafely.db.contract import Finding
+from crafely.db import contract, plans, query
+from crafely.db.contract import Finding, facts, grants, tree
 from crafely.db.header import SqlFileError
 from crafely.store import __all__ as nouns  # importing the store registers its statements
 
@@ -35,7 +36,7 @@ class Mutant(msgspec.Struct, frozen=True):
     at: str
     # A part of what is said.
     says: str
-    # The file, where it is not the changed one; and the statement that is checked, "*" for all.
+    # The file, where it is not the changed one; and the statement that is checked, "*" for all, "grants" for those.
     found: str = ""
     check: str = ""
 
@@ -49,6 +50,7 @@ class Copy:
     def __init__(self, folder: Path, connection: psycopg.Connection) -> None:
         self.folder = folder
         self._connection = connection
+        self._facts = facts.read(connection)
         self._functions: dict[str, Callable[..., object]] = {}
         shutil.copytree(query.folder(), folder)
         for name in query.statements:
@@ -71,18 +73,35 @@ class Copy:
     def findings(self, changes: Mapping[str, str], schema: str = "", only: str | None = None) -> list[Finding]:
         """What is found with other texts for some files (as Mutant.where names them), and a changed schema."""
         kept = {name: (self.folder / self._file(name)).read_bytes() for name in changes if not name.endswith(".py")}
-        with self.use(), self._connection.transaction(force_rollback=True):
+        with self.use(), pytest.MonkeyPatch.context() as patch, self._connection.transaction(force_rollback=True):
+            if not schema:
+                patch.setattr(facts, "read", lambda _: self._facts)  # which takes longer than a statement
             try:
                 for name, text in changes.items():
                     self._change(name, text)
                 if schema:
                     self._connection.execute(schema.encode())
+                if only == "grants":
+                    return list(grants.grants(grants.snapshot(self._connection), self.needs))
                 return contract.check(self._connection, only)
             except SqlFileError as error:
                 return [Finding(f"sql/{error.path.relative_to(self.folder)}", error.line, "header", error.problem)]
             finally:
                 for name, content in kept.items():
                     (self.folder / self._file(name)).write_bytes(content)
+
+    @cached_property
+    def needs(self) -> grants.Needs:
+        """What the statements need, as they are."""
+        needs = grants.Needs(self._facts)
+        for statement in self.statements.values():
+            with plans.as_role(self._connection, statement.header.roles[0]):
+                described = plans.prepare(self._connection, statement.text)
+            with self._connection.transaction(force_rollback=True):
+                read = tree.read(self._connection, described, statement.text)
+            for role in statement.header.roles:
+                needs.add(role, read)
+        return needs
 
     def text(self, name: str) -> str:
         """A file's text as it is."""
@@ -117,7 +136,7 @@ def caught(copy: Copy, mutant: Mutant) -> list[Finding]:
         before = copy.text(mutant.where)
         assert mutant.old in before
         text = before.replace(mutant.old, mutant.new, 1)
-        only = mutant.check or (mutant.where if "." not in mutant.where else "*")
+        only = mutant.check or (mutant.where if "." not in mutant.where else "grants")
         found = copy.findings({mutant.where: text}, only=None if only == "*" else only)
         text = copy.text(mutant.found) if mutant.found else text
     place = mutant.found or mutant.where

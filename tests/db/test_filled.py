@@ -1,9 +1,11 @@
 """The scratch database: made once, made anew when something has changed, and believed only when it is whole."""
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 
 import psycopg
 import pytest
+from psycopg.conninfo import conninfo_to_dict
 
 from crafely.db import embedded, filled, migrate
 
@@ -21,6 +23,15 @@ def quick(monkeypatch: pytest.MonkeyPatch, server: embedded.Server) -> Iterator[
 def databases(connection: psycopg.Connection) -> list[str]:
     found = connection.execute("select datname from pg_database where starts_with(datname, 'crafely_check_')")
     return [name for (name,) in found.fetchall()]
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Waits for the server to notice that somebody has left."""
+    for _ in range(1000):
+        if condition():
+            return
+        time.sleep(0.01)
+    pytest.fail("never happened")
 
 
 def mark(url: str) -> None:
@@ -48,11 +59,21 @@ def test_it_is_made_anew_when_what_it_follows_from_has_changed(
     quick: psycopg.Connection, server: embedded.Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = filled.ensure(server.url)
-    monkeypatch.setattr(migrate, "expected", lambda: {"0001.other": "checksum"})
+    with psycopg.connect(first, autocommit=True) as user:
+        monkeypatch.setattr(migrate, "expected", lambda: {"0001.other": "checksum"})
+        second = filled.ensure(server.url)
 
-    second = filled.ensure(server.url)
+        # One that somebody uses is left alone …
+        assert second != first
+        assert len(databases(quick)) == 2
+        assert user.execute("select 1").fetchone() == (1,)
 
-    assert second != first
+    name = conninfo_to_dict(first)["dbname"]
+    until(lambda: quick.execute("select from pg_stat_activity where datname = %s", [name]).rowcount == 0)
+    monkeypatch.setattr(migrate, "expected", lambda: {"0001.another": "checksum"})
+    filled.ensure(server.url)
+
+    # … and goes when nobody does.
     assert len(databases(quick)) == 1
 
 
@@ -70,13 +91,3 @@ def test_one_that_was_left_half_full_is_made_anew(
 
     url = filled.ensure(server.url)
     assert not is_marked(url)
-
-
-def test_an_outdated_one_that_is_in_use_is_left_alone(
-    quick: psycopg.Connection, server: embedded.Server, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    first = filled.ensure(server.url)
-    with psycopg.connect(first) as user:
-        monkeypatch.setattr(migrate, "expected", lambda: {"0001.other": "checksum"})
-        filled.ensure(server.url)
-        assert user.execute("select 1").fetchone() == (1,)
