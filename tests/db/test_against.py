@@ -88,13 +88,13 @@ BREAKS = {
         "HEAD:sql/notes/list_for_user.sql:4: index-in-use: counts on notes_user_id_idx, which this schema",
     ),
 }
-FITS = {
-    "a new column": "alter table notes add column color text;",
-    "a new column with a default": "alter table notes add column size bigint not null default 0;",
-    "a new table": "create table others (id bigint not null);",
-    "a check less strict": "alter table notes alter column body set default '';",
-    "a new index": "create index notes_title_idx on notes (title);",
-}
+FITS = [
+    "alter table notes add column color text;",
+    "alter table notes add column size bigint not null default 0;",
+    "create table others (id bigint not null);",
+    "alter table notes alter column body set default '';",
+    "create index notes_title_idx on notes (title);",
+]
 
 
 def git(folder: Path, *arguments: str) -> None:
@@ -140,9 +140,8 @@ def test_what_breaks_the_release_that_serves_is_found(
     assert [line for line in found if line.startswith(said)], found
 
 
-@pytest.mark.parametrize("change", FITS.values(), ids=FITS)
-def test_what_it_can_live_with_is_let_pass(server: embedded.Server, template: str, tree: Path, change: str) -> None:
-    write(tree, {"0002.next": (f"-- Why.\n{change}\n", "-- Back.\nselect 1;\n")})
+def test_what_it_can_live_with_is_let_pass(server: embedded.Server, template: str, tree: Path) -> None:
+    write(tree, {"0002.next": ("-- Why.\n" + "\n".join(FITS), "-- Back.\nselect 1;\n")})
     assert held(server, tree) == Against([], [], 2)
 
 

@@ -23,20 +23,21 @@ create table b (
 );
 create index b_user_id_idx on b (user_id);
 """
-# The second migration: its text there, its text back, and what is found. Lines count from 1; the header is line 1.
+# Migrations: the text there, the text back, and what is found; {n} is the number. The header is line 1 of each.
 OURS = {
     "no index of a foreign key": (
         (
-            "-- Why.\ncreate table c (\n    id text not null,\n    a_id text,\n    constraint c_pk primary key (id),\n"
-            "    constraint c_a_id_fkey foreign key (a_id) references a (id)\n);\n"
+            "-- Why.\ncreate table c{n} (\n    id text not null,\n    a_id text,\n    constraint c{n}_pk primary key (id),"
+            "\n"
+            "    constraint c{n}_a_id_fkey foreign key (a_id) references a (id)\n);\n"
         ),
-        "-- Back.\ndrop table c;\n",
-        "migrations/0002.c.sql:6: foreign-key-index: c_a_id_fkey: no index of c begins with (a_id)",
+        "-- Back.\ndrop table c{n};\n",
+        "migrations/{n}.c.sql:6: foreign-key-index: c{n}_a_id_fkey: no index of c{n} begins with (a_id)",
     ),
     "a foreign key without a name": (
-        "-- Why.\ncreate table c (\n    id text primary key,\n    a_id text references a (id)\n);\n",
-        "-- Back.\ndrop table c;\n",
-        "migrations/0002.c.sql:4: foreign-key-index: c_a_id_fkey:",
+        "-- Why.\ncreate table c{n} (\n    id text primary key,\n    a_id text references a (id)\n);\n",
+        "-- Back.\ndrop table c{n};\n",
+        "migrations/{n}.c.sql:4: foreign-key-index: c{n}_a_id_fkey:",
     ),
     "an index of the tenant alone": (
         (
@@ -44,57 +45,60 @@ OURS = {
             "    foreign key (user_id, a_id) references a (user_id, id) not valid;\n"
         ),
         "-- Back.\nalter table b drop column a_id;\n",
-        "migrations/0002.c.sql:3: foreign-key-index: b_user_id_a_id_fkey: no index of b begins with (user_id, a_id)",
+        "migrations/{n}.c.sql:3: foreign-key-index: b_user_id_a_id_fkey: no index of b begins with (user_id, a_id)",
     ),
     "an index of some rows": (
         (
-            "-- Why.\ncreate table c (id text primary key, a_id text, on_sale boolean);\n"
-            "alter table c add constraint c_a_id_fkey foreign key (a_id) references a (id);\n"
-            "create index c_a_id_idx on c (a_id) where on_sale;\n"
+            "-- Why.\ncreate table c{n} (id text primary key, a_id text, on_sale boolean);\n"
+            "alter table c{n} add constraint c{n}_a_id_fkey foreign key (a_id) references a (id);\n"
+            "create index c{n}_a_id_idx on c{n} (a_id) where on_sale;\n"
         ),
-        "-- Back.\ndrop table c;\n",
-        "migrations/0002.c.sql:3: foreign-key-index: c_a_id_fkey",
+        "-- Back.\ndrop table c{n};\n",
+        "migrations/{n}.c.sql:3: foreign-key-index: c{n}_a_id_fkey",
     ),
     "a lock timeout": (
-        "-- Why.\nset local lock_timeout = '1h';\nalter table a add column size text;\n",
-        "-- Back.\nalter table a drop column size;\n",
-        "migrations/0002.c.sql:2: lock-timeout: the runner sets lock_timeout",
+        "-- Why.\nset local lock_timeout = '1h';\nalter table a add column size{n} text;\n",
+        "-- Back.\nalter table a drop column size{n};\n",
+        "migrations/{n}.c.sql:2: lock-timeout: the runner sets lock_timeout",
     ),
     "a lock timeout on the way back": (
-        "-- Why.\nalter table a add column size text;\n",
-        "-- Back.\nalter table a drop column size;\nset lock_timeout = 0;\n",
-        "migrations/0002.c.rollback.sql:3: lock-timeout:",
+        "-- Why.\nalter table a add column size{n} text;\n",
+        "-- Back.\nalter table a drop column size{n};\nset lock_timeout = 0;\n",
+        "migrations/{n}.c.rollback.sql:3: lock-timeout:",
     ),
     "if not exists": (
-        "-- Why.\n-- transactional: false\ncreate index concurrently\n    if not exists a_note_idx on a (note);\n",
-        "-- Back.\ndrop index concurrently a_note_idx;\n",
-        "migrations/0002.c.sql:4: if-not-exists: takes an invalid index",
+        "-- Why.\n-- transactional: false\ncreate index concurrently\n    if not exists a_note{n}_idx on a (note);\n",
+        "-- Back.\ndrop index concurrently a_note{n}_idx;\n",
+        "migrations/{n}.c.sql:4: if-not-exists: takes an invalid index",
     ),
     "a volatile default": (
-        "-- Why.\nalter table a\n    add column size bigint,\n    add column key uuid default gen_random_uuid();\n",
-        "-- Back.\nalter table a drop column size, drop column key;\n",
-        "migrations/0002.c.sql:4: rewrite: the volatile default gen_random_uuid() writes every row of a anew",
+        "-- Why.\nalter table a\n    add size{n} bigint,\n    add column key{n} uuid default gen_random_uuid();\n",
+        "-- Back.\nalter table a drop column size{n}, drop column key{n};\n",
+        "migrations/{n}.c.sql:4: rewrite: the volatile default gen_random_uuid() writes every row of a anew",
     ),
     "a hidden volatile default": (
-        "-- Why.\nalter table a add column at timestamptz default date_trunc('day', clock_timestamp());\n",
-        "-- Back.\nalter table a drop column at;\n",
-        "migrations/0002.c.sql:2: rewrite: the volatile default clock_timestamp()",
+        "-- Why.\nalter table a add column at{n} timestamptz default date_trunc('day', clock_timestamp());\n",
+        "-- Back.\nalter table a drop column at{n};\n",
+        "migrations/{n}.c.sql:2: rewrite: the volatile default clock_timestamp()",
     ),
     "a stored column": (
-        "-- Why.\nalter table a add column size bigint generated always as (length(note)) stored;\n",
-        "-- Back.\nalter table a drop column size;\n",
-        "migrations/0002.c.sql:2: rewrite: `generated always as (…)` writes",
+        "-- Why.\nalter table a add column size{n} bigint generated always as (length(note)) stored;\n",
+        "-- Back.\nalter table a drop column size{n};\n",
+        "migrations/{n}.c.sql:2: rewrite: `generated always as (…)` writes",
     ),
     "a serial": (
-        "-- Why.\nalter table a add number bigserial;\n",
-        "-- Back.\nalter table a drop column number;\n",
-        "migrations/0002.c.sql:2: rewrite: `bigserial` writes every row of a anew",
+        "-- Why.\nalter table a add number{n} bigserial;\n",
+        "-- Back.\nalter table a drop column number{n};\n",
+        "migrations/{n}.c.sql:2: rewrite: `bigserial` writes every row of a anew",
     ),
     "an index that a statement counts on": (
         "-- Why.\ndrop index\n    b_user_id_idx;\n",
         "-- Back.\ncreate index b_user_id_idx on b (user_id);\n",
-        "migrations/0002.c.sql:2: index-in-use: drops b_user_id_idx, which `-- uses:` of sql/b/list.sql:4 counts on",
+        "migrations/{n}.c.sql:2: index-in-use: drops b_user_id_idx, which `-- uses:` of sql/b/list.sql:4 counts on",
     ),
+}
+# What keeps a folder from being tried at all.
+BROKEN = {
     "it does not run": (
         "-- Why.\nalter table a add column size bigint;\nalter table z add column size bigint;\n",
         "-- Back.\nalter table a drop column size;\n",
@@ -168,10 +172,10 @@ GOOD = {
     ),
     "an index where the key is": (
         (
-            "create table c (id text primary key, a_id text references a (id));\n"
-            "create index c_a_id_idx on c (a_id) where a_id is not null;"
+            "create table d (id text primary key, a_id text references a (id));\n"
+            "create index d_a_id_idx on d (a_id) where a_id is not null;"
         ),
-        "drop table c;",
+        "drop table d;",
     ),
     "a function's own timeout": (
         "create function f() returns int language sql set lock_timeout = '1ms' return 1;",
@@ -183,6 +187,10 @@ GOOD = {
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with one good migration, and statements that count on an index of it."""
+    return tree(tmp_path, monkeypatch)
+
+
+def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     place = tmp_path / "migrations"
     statements = tmp_path / "sql"
     (statements / "b").mkdir(parents=True)
@@ -205,33 +213,48 @@ def found(server: embedded.Server, folder: Path) -> list[str]:
     return [str(finding) for finding in lint(server.url, folder)]
 
 
-@pytest.mark.parametrize(("there", "back", "said"), OURS.values(), ids=OURS)
-def test_our_rules_find_it_without_squawk(
-    server: embedded.Server,
-    folder: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    there: str,
-    back: str | None,
-    said: str,
+@pytest.fixture(scope="module")
+def ours(server: embedded.Server, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """What is found, without squawk, in one folder of all that our rules are there for."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tree(tmp_path_factory.mktemp("ours"), patch)
+        patch.setattr(squawk, "find", lambda: None)
+        for number, (there, back, _) in enumerate(OURS.values(), 2):
+            n = f"{number:04}"
+            write(folder, f"{n}.c", there.replace("{n}", n), back.replace("{n}", n))
+        return found(server, folder)
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_our_rules_find_it_without_squawk(ours: list[str], name: str) -> None:
+    n = f"{[*OURS].index(name) + 2:04}"
+    (line,) = [line for line in ours if line.startswith(f"migrations/{n}.")]
+    assert line.startswith(OURS[name][2].replace("{n}", n))
+
+
+@pytest.mark.parametrize(("there", "back", "said"), BROKEN.values(), ids=BROKEN)
+def test_what_cannot_be_tried_is_one_finding(
+    server: embedded.Server, folder: Path, there: str, back: str | None, said: str
 ) -> None:
-    monkeypatch.setattr(squawk, "find", lambda: None)
     write(folder, "0002.c", there, back)
     (line,) = found(server, folder)
     assert line.startswith(said)
 
 
 @pytest.mark.parametrize(("there", "back", "said"), SQUAWKS.values(), ids=SQUAWKS)
-def test_squawk_finds_it(server: embedded.Server, folder: Path, there: str, back: str, said: str) -> None:
+def test_squawk_finds_it(folder: Path, there: str, back: str, said: str) -> None:
     write(folder, "0002.c", there, back)
-    lines = found(server, folder)
+    program = squawk.find()
+    assert program is not None
+    lines = [str(finding) for finding in squawk.run(program, folder, load(folder))]
     assert [line for line in lines if line.startswith(said)], lines
     # A way back takes away what the way there made, and is left alone.
     assert [line for line in lines if "rollback" in line] == []
 
 
-@pytest.mark.parametrize(("there", "back"), GOOD.values(), ids=GOOD)
-def test_what_is_right_is_let_pass(server: embedded.Server, folder: Path, there: str, back: str) -> None:
-    write(folder, "0002.c", f"-- Why.\n{there}\n", f"-- Back.\n{back}\n")
+def test_what_is_right_is_let_pass(server: embedded.Server, folder: Path) -> None:
+    for number, (there, back) in enumerate(GOOD.values(), 2):
+        write(folder, f"{number:04}.good", f"-- Why.\n{there}\n", f"-- Back.\n{back}\n")
     assert found(server, folder) == []
 
 
