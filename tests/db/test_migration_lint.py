@@ -27,8 +27,8 @@ create index b_user_id_idx on b (user_id);
 OURS = {
     "no index of a foreign key": (
         (
-            "-- Why.\ncreate table c{n} (\n    id text not null,\n    a_id text,\n    constraint c{n}_pk primary key (id),"
-            "\n"
+            "-- Why.\ncreate table c{n} (\n    id text not null,\n    a_id text,\n"
+            "    constraint c{n}_pk primary key (id),\n"
             "    constraint c{n}_a_id_fkey foreign key (a_id) references a (id)\n);\n"
         ),
         "-- Back.\ndrop table c{n};\n",
