@@ -30,7 +30,7 @@ with parts as materialized (
         i.indisunique,
         i.indisreplident,
         i.indkey::int2[] as columns,
-        -- A key column is a number, an operator class, a collation and an order.
+        -- A key column is a number, an operator class (which is of one access method), a collation and an order.
         array(
             select concat_ws(':', k.attnum, k.opclass, k.coll, k.sorting)
             from unnest(i.indkey::int2[], i.indclass::oid[], i.indcollation::oid[], i.indoption::int2[])
@@ -51,7 +51,6 @@ roots as materialized (
     select
         p.oid,
         p.indrelid,
-        p.relam,
         p.is_valid,
         p.indisunique,
         p.indisreplident,
@@ -103,7 +102,7 @@ covers as (
         b.oid,
         a.oid as cover
     from roots b
-        join roots a on a.indrelid = b.indrelid and a.oid <> b.oid and a.relam = b.relam
+        join roots a on a.indrelid = b.indrelid and a.oid <> b.oid
     where a.is_valid
         and not b.is_constraint
         and not b.is_referenced
