@@ -12,7 +12,7 @@ import re
 import subprocess
 import tarfile
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -72,9 +72,7 @@ class _Described(msgspec.Struct, frozen=True):
     inserts: set[str]
 
 
-def against(
-    server: str, revision: str, *, on_progress: Callable[[str], None] = lambda _: None, root: Path | None = None
-) -> Against:
+def against(server: str, revision: str, *, root: Path | None = None) -> Against:
     """Holds the statements of a revision against this tree's schema, and this tree's against the revision's.
 
     ``server`` is the URL of a server that nobody's data is on; ``root`` the checkout (None: the one that this runs
@@ -83,21 +81,14 @@ def against(
     place = root or query.folder().parent
     names = query.folder().name, migrate.folder().name
     now = place / names[0], place / names[1]
-    with _release(place, revision, names) as then, scratch.database(server) as old, scratch.database(server) as new:
-        findings = list(_history(then[1], now[1], revision))
-        on_progress(f"migrating as {revision} does")
-        migrate.up(old, then[1])
-        if findings:
+    with _release(place, revision, names) as then:
+        if edited := list(_history(then[1], now[1], revision)):
             # On a schema that nobody can get to there is nothing to be asked.
-            return Against(findings, [], 0)
-        on_progress("migrating as this tree does")
-        migrate.up(new, now[1])
-        with psycopg.connect(old, autocommit=True) as before, psycopg.connect(new, autocommit=True) as after:
-            older, newer = _files(then[0], f"{revision}:"), _files(now[0], "")
+            return Against(edited, [], 0)
+        older, newer = _files(then[0], f"{revision}:"), _files(now[0], "")
+        with _made(server, then[1]) as before, _made(server, now[1]) as after:
             required = _required(after) - _required(before)
-            for file in older:
-                on_progress(file.path)
-                findings += _compare(file, before, after, required)
+            findings = [one for file in older for one in _compare(file, before, after, required)]
             findings += _indexes(before, after, now[1], uses(then[0]), revision)
             notices = [
                 Finding(file.path, line, "order", f"{problem} of {revision}: migrate before this is served")
@@ -105,6 +96,15 @@ def against(
                 for line, problem in _refusals(file, before)
             ]
     return Against(sorted(findings, key=lambda one: (one.path, one.line)), notices, len(older))
+
+
+@contextmanager
+def _made(server: str, folder: Path) -> Iterator[psycopg.Connection[Any]]:
+    """A database made for this, as a folder of migrations makes it."""
+    with scratch.database(server) as url:
+        migrate.up(url, folder)
+        with psycopg.connect(url, autocommit=True) as connection:
+            yield connection
 
 
 @contextmanager
