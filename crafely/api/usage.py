@@ -1,7 +1,7 @@
 """Usage: what was consumed, at what cost; recorded once, summed by day."""
 
 from collections.abc import Sequence
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, datetime, time, timedelta
 from typing import Annotated, Literal, TypeVar
 
 import msgspec
@@ -221,9 +221,10 @@ async def stats(call: Call, query: UsageStatsQuery) -> Page[UsageStats]:
     """Sum usage.
 
     Sums of the caller's usage by provider, model, type or UTC day, and always by currency. `from` counts, `to` does
-    not; nothing said means the last 30 days. A column that was not grouped by is null.
+    not; nothing said means the last 30 days, today included. A column that was not grouped by is null.
     """
-    to_time = in_utc(query.to, parameter="to") if query.to else datetime.now(UTC)
+    # Until midnight: a range of whole days is read from the daily sums alone, whatever today has brought so far.
+    to_time = in_utc(query.to, parameter="to") if query.to else datetime.combine(_tomorrow(), time.min, UTC)
     from_time = in_utc(query.from_, parameter="from") if query.from_ else _before(to_time)
     _check_range((to_time - from_time) / timedelta(days=1))
     rows = await usage.stats(
@@ -279,10 +280,14 @@ def _sums(rows: Sequence[T], query: SumsQuery) -> Page[T]:
 
 
 def _days(query: DailyUsageQuery) -> tuple[date, date]:
-    to_day = query.to or datetime.now(UTC).date() + timedelta(days=1)
+    to_day = query.to or _tomorrow()
     from_day = query.from_ or _before(to_day)
     _check_range((to_day - from_day).days)
     return from_day, to_day
+
+
+def _tomorrow() -> date:
+    return datetime.now(UTC).date() + timedelta(days=1)
 
 
 def _before(end: When) -> When:

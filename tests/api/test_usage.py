@@ -178,6 +178,17 @@ async def test_sums_of_a_range_that_cuts_days_are_exact(api: Api) -> None:
         assert len(await api.alice.all("/v1/usage", **params)) == len(inside) == first - last
 
 
+async def test_sums_of_the_last_days_need_no_record(api: Api) -> None:
+    """Whole days, today with them, come from the daily sums: what they cost does not grow with a day's records."""
+    now = datetime.now(UTC)
+    calls = [call(number, createdAt=(now - timedelta(days=number)).isoformat()) for number in range(35)]
+    await api.alice.post("/v1/usage", calls)
+    api.server.sql("delete from usage where user_id = %s", api.alice.user)
+    shown = [one for one in calls if one["createdAt"][:10] > (now - timedelta(days=30)).date().isoformat()]
+    for path in ("/v1/usage/stats?groupBy=day", "/v1/usage/daily"):
+        assert answered((await api.alice.get(path))["data"], "day") == sums(shown, "day")
+
+
 async def test_currencies_are_never_added_together(api: Api) -> None:
     await api.alice.post("/v1/usage", [call(0, currency="usd", cost="1"), call(0, currency="eur", cost="2")])
     for path in ("/v1/usage/stats", "/v1/usage/daily"):
