@@ -43,6 +43,7 @@ OURS = {
         (
             "-- Why.\nalter table b add column a_id text;\nalter table b add constraint b_user_id_a_id_fkey\n"
             "    foreign key (user_id, a_id) references a (user_id, id) not valid;\n"
+            "create index b_user_id_id_idx on b (user_id, id);\n"
         ),
         "-- Back.\nalter table b drop column a_id;\n",
         "migrations/{n}.c.sql:3: foreign-key-index: b_user_id_a_id_fkey: no index of b begins with (user_id, a_id)",

@@ -5,7 +5,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from crafely.db import embedded, migrate
+from crafely.db import embedded, migrate, migration_verify
 from crafely.db.migrate import MigrationError
 from crafely.db.migration_verify import Report, verify
 from crafely.db.traffic import traffic
@@ -121,6 +121,15 @@ def test_a_good_migration_has_no_finding_and_its_locks_are_told(server: embedded
     assert [(held.table, held.mode) for held in one.locks] == [("a", "AccessExclusiveLock")]
     assert one.locks[0].ms > 0
     assert one.statements > 0
+
+
+def test_a_lock_is_seen_however_short_it_is_held(
+    server: embedded.Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Because the migration is looked at before it commits; nobody looks at another time here."""
+    monkeypatch.setattr(migration_verify, "LOOK", 600.0)
+    (one,) = tried(server, tmp_path, "create table c (a_id uuid references a (id));", "drop table c;").migrations
+    assert [(held.table, held.mode) for held in one.locks] == [("a", "ShareRowExclusiveLock")]
 
 
 def test_a_table_that_is_written_anew_is_told(server: embedded.Server, tmp_path: Path) -> None:
