@@ -281,10 +281,6 @@ create index agents_user_id_created_at_id_idx
     on agents using btree (user_id, created_at desc, id desc)
     where deleted_at is null;
 
-create index agents_user_id_lower_name_idx
-    on agents using btree (user_id, lower(name) collate "C")
-    where deleted_at is null;
-
 create trigger agents_audit
     after insert or delete or update on agents
     for each row

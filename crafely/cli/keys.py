@@ -44,7 +44,7 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
         dest="permissions",
         type=_permission,
         metavar="NAME",
-        help=f"such as agents:read; may be repeated (default: {EVERYTHING}, which is all but {ADMIN})",
+        help=f"such as agents:read; may be repeated (default: {EVERYTHING}, which is all but an administrator's)",
     )
     create.add_argument("--admin", action="store_true", help=f"an administrator's key: {EVERYTHING} and {ADMIN}")
     create.add_argument("--expires-at", type=_future, metavar="TIME", help="RFC 3339, such as 2027-01-31T12:00:00Z")

@@ -180,8 +180,6 @@ CARDINALITY = [
 
 # Indexes and scans.
 PLANS = [
-    M("agents/list_by_name", "uses: agents_user_id_created_at_id_idx", "uses: agents_user_id_lower_name_idx", "uses",
-      "-- uses", "row-level security costs crafely_app the index agents_user_id_lower_name_idx"),
     M("threads/get", "-- uses: threads_pkey\n", "", "uses", "-- returns", "reads threads by threads_pkey"),
     M("threads/get", "uses: threads_pkey", "uses: threads_key", "uses", "-- uses", "there is no index threads_key"),
     M("threads/get", "uses: threads_pkey", "uses: threads_pkey, agents_pkey", "uses", "-- uses", "is without agents_pkey"),

@@ -68,6 +68,18 @@ def test_a_change_that_does_no_harm_is_let_through(copy: Copy, where: str, old: 
     assert copy.findings({where: before.replace(old, new, 1)}, only=where) == []
 
 
+def test_an_index_that_row_level_security_costs_is_named(copy: Copy) -> None:
+    """An index on a function of a column would serve a superuser, and never a user."""
+    by_name = 'create index by_name on agents (user_id, (lower(name) collate "C")) where deleted_at is null'
+    named = copy.text("agents/list_by_name").replace("uses: agents_user_id_created_at_id_idx", "uses: by_name")
+
+    found = copy.findings({"agents/list_by_name": named}, f"{by_name}; analyze agents", only="agents/list_by_name")
+
+    said = "row-level security costs crafely_app the index by_name: a function of a column that is not leakproof"
+    path = "sql/agents/list_by_name.sql"
+    assert [(f.path, f.line, f.rule) for f in found if f.problem.startswith(said)] == [(path, 4, "uses")]
+
+
 FIELD = re.compile(r"^    (\w+): (\w[\w.\[\]]*)( \| None)?$", re.MULTILINE)
 
 

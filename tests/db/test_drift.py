@@ -159,10 +159,10 @@ def test_what_is_no_drift_is_not_named(wanted: list[Object], migrated: psycopg.C
 def test_a_live_database_is_compared_with_one_made_for_it(database_url: str, server: embedded.Server) -> None:
     assert drift(database_url, server.url) == Drift()
     with psycopg.connect(database_url, autocommit=True) as connection:
-        connection.execute("drop index agents_user_id_lower_name_idx; grant delete on agents to crafely_app")
+        connection.execute("drop index agents_user_id_created_at_id_idx; grant delete on agents to crafely_app")
         before = take(connection)
         names = [one.object for one in drift(database_url, server.url).differences]
-        assert names == ["grant on agents to crafely_app", "index agents_user_id_lower_name_idx on agents"]
+        assert names == ["grant on agents to crafely_app", "index agents_user_id_created_at_id_idx on agents"]
         # It was looked at, and nothing more.
         assert take(connection) == before
     with psycopg.connect(server.url) as connection:
