@@ -42,6 +42,8 @@ def server() -> Iterator[embedded.Server]:
     with ExitStack() as stack:
         # Nothing of a test run outlives a power cut, so it need not wait for the disk.
         options = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off", "max_connections": "200"}
+        # Every test has a database of its own, whose statements count apart: room for all of them.
+        options["pg_stat_statements.max"] = "100000"
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="crafely-test-", ignore_cleanup_errors=True))
         programs = Path(named) if named else None
         yield stack.enter_context(embedded.running(Path(folder), postgres_bin=programs, options=options))

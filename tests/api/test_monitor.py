@@ -62,7 +62,7 @@ async def test_the_costliest_files_are_those_of_pg_stat_statements(api: Api) -> 
             break
     assert [one["statement"] for one in desk["data"]] == before
     assert {"usage/record", "agents/create"} <= {*before, *sums}
-    assert (desk["problem"], desk["dropped"]) == (None, 0)
+    assert desk["problem"] is None
     for one in desk["data"]:
         calls, total_ms, rows = sums[one["statement"]]
         assert one["calls"] <= calls
