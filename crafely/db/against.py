@@ -121,7 +121,9 @@ def _release(root: Path, revision: str, names: tuple[str, str]) -> Iterator[tupl
         raise RevisionError(f"git cannot be asked: {error}") from error
     if done.returncode:
         said = done.stderr.decode(errors="replace").strip().splitlines() or ["git archive failed"]
-        raise RevisionError(f"{revision}: {said[-1]}")
+        # Advice may stand behind the error.
+        why = next((line for line in said if line.startswith("fatal: ")), said[-1])
+        raise RevisionError(f"{revision}: {why}")
     with tempfile.TemporaryDirectory(prefix="crafely-against-") as folder:
         with tarfile.open(fileobj=io.BytesIO(done.stdout)) as archive:
             for member in archive.getmembers():

@@ -3,6 +3,7 @@
 import asyncio
 import re
 from collections import defaultdict
+from collections.abc import Iterable
 from typing import Any
 
 import psycopg
@@ -45,23 +46,24 @@ def by_file(server: Server) -> dict[str, tuple[int, float, int]]:
     return sums
 
 
-def costliest(server: Server) -> list[str]:
-    sums = by_file(server)
-    return sorted(sums, key=lambda name: -sums[name][1])[:5]
+def costliest(names: Iterable[str]) -> list[str]:
+    """The first five that the desk itself does not run: its own go on while one looks."""
+    return [name for name in names if not name.startswith("monitor/")][:5]
 
 
 async def test_the_costliest_files_are_those_of_pg_stat_statements(api: Api) -> None:
     api.server.sql("create extension if not exists pg_stat_statements")
     await mixed_load(api, 15)
     for _ in range(20):
-        before = costliest(api.server)
-        desk = await api.admin.get("/v1/monitor/queries?take=5")
+        before = by_file(api.server)
+        desk = await api.admin.get("/v1/monitor/queries?take=100")
         sums = by_file(api.server)
+        wanted = costliest(sorted(sums, key=lambda name: -sums[name][1]))
         # Housekeeping goes on meanwhile: what we compare with must not have changed.
-        if before == costliest(api.server):
+        if all(before[name] == sums[name] for name in wanted):
             break
-    assert [one["statement"] for one in desk["data"]] == before
-    assert {"usage/record", "agents/create"} <= {*before, *sums}
+    assert costliest(one["statement"] for one in desk["data"]) == wanted
+    assert {"usage/record", "agents/create"} <= {*sums}
     assert desk["problem"] is None
     for one in desk["data"]:
         calls, total_ms, rows = sums[one["statement"]]
@@ -70,7 +72,7 @@ async def test_the_costliest_files_are_those_of_pg_stat_statements(api: Api) -> 
         assert one["meanMs"] == pytest.approx(one["totalMs"] / one["calls"])
         assert one["rowsPerCall"] * one["calls"] <= rows * 1.0001
         assert 0 < one["share"] < 1
-        assert one["hitPerCall"] > 0
+        assert one["hitPerCall"] > 0 or one["statement"] not in wanted
     assert sum(one["share"] for one in desk["data"]) <= 1
 
 
