@@ -10,18 +10,20 @@ SQL_FILES := $(wildcard sql/*/*.sql migrations/*.sql crafely/db/objects/*.sql)
 # Another server for the tests: PG=/usr/lib/postgresql/15/bin (its programs) or PG=postgresql://… (one that runs).
 PG ?= $(CRAFELY_TEST_POSTGRES)
 
-.PHONY: run test torture lint schema check wheel constraints clean
+.PHONY: run test torture soak lint schema check wheel constraints clean
 
 run: $(VENV)/.run  ## install, start the embedded PostgreSQL, migrate, print a key, serve
 	@exec $(BIN)/crafely serve
 
+# Some of the tests: TESTS="tests/db tests/store".
+TESTS ?=
+
 test: $(VENV)/.dev  ## install and run every test
-	CRAFELY_TEST_POSTGRES="$(PG)" $(BIN)/python -m pytest -n 4 --dist loadfile
+	CRAFELY_TEST_POSTGRES="$(PG)" $(BIN)/python -m pytest -n 4 --dist loadfile $(TESTS)
 
 torture: $(VENV)/.dev  ## kill -9 workers and PostgreSQL under load, twenty times; two of them are among the tests
 	TORTURE_KILLS=20 CRAFELY_TEST_POSTGRES="$(PG)" $(BIN)/python -m pytest -s -q tests/torture
 
-.PHONY: soak
 MINUTES ?= 10
 
 soak: $(VENV)/.dev  ## a mixed load for MINUTES, every answer looked at; some seconds of it are among the tests
