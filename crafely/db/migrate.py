@@ -48,6 +48,8 @@ __all__ = [
 # How long a runner waits for another one to finish, and how often it asks, in seconds.
 LOCK_WAIT = 60.0
 LOCK_POLL = 0.1
+# A deadlock is bad luck and no mistake in a file: the loser has changed nothing, and tries again, so often in all.
+TRIES = 3
 
 _TABLE = "_yoyo_migration"
 # A migration that waits for a busy table makes everybody queue behind it: better that it gives up and is run again.
@@ -346,17 +348,24 @@ def _run(
     connection = backend.connection
     if not script.transactional and migration_index.prepare(connection, file, text, on_progress):
         _execute(connection, script, file, text)
-    try:
-        # psycopg's transaction and not yoyo's, whose ROLLBACK on a lost connection would hide why it was lost.
-        with connection.transaction():
-            if script.transactional:
-                _execute(connection, script, file, text)
-            # What a file sets for itself must not reach yoyo's tables or the next file.
-            connection.execute("reset role; reset all")
-            mark(script)
-    except psycopg.Error as error:
-        # A deferred constraint, or yoyo's tables.
-        raise MigrationError(f"{file}: not recorded as run: {_one_line(error)}") from error
+    for left in reversed(range(TRIES)):
+        try:
+            # psycopg's transaction and not yoyo's, whose ROLLBACK on a lost connection would hide why it was lost.
+            with connection.transaction():
+                if script.transactional:
+                    _execute(connection, script, file, text)
+                # What a file sets for itself must not reach yoyo's tables or the next file.
+                connection.execute("reset role; reset all")
+                mark(script)
+        except psycopg.Error as error:
+            # A deferred constraint, or yoyo's tables.
+            raise MigrationError(f"{file}: not recorded as run: {_one_line(error)}") from error
+        except MigrationError as error:
+            if not left or not isinstance(error.__cause__, psycopg.errors.DeadlockDetected):
+                raise
+            on_progress(f"{file}: a deadlock, in which another session had its way: once more")
+        else:
+            return
 
 
 def _execute(connection: psycopg.Connection, script: Script, file: str, text: str) -> None:
@@ -375,7 +384,7 @@ def _execute(connection: psycopg.Connection, script: Script, file: str, text: st
         hint = ""
         if not script.transactional:
             hint = migration_index.advice(connection, text)
-        elif isinstance(error, psycopg.errors.LockNotAvailable):
+        elif isinstance(error, psycopg.errors.LockNotAvailable | psycopg.errors.DeadlockDetected):
             hint = ": another session is in the way; nothing was changed, it is safe to run again"
         raise MigrationError(f"{file}: {_one_line(error)}{hint}") from error
 

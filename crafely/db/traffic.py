@@ -157,6 +157,9 @@ def _once(connection: psycopg.Connection[Any], one: _Work, waits: Waits, slowest
             done = connection.execute(one.statement)
     except psycopg.errors.UndefinedTable:
         one.useless = True
+    except psycopg.errors.DeadlockDetected:
+        # Bad luck, which says nothing of what comes after the migration: the next round tries it again.
+        pass
     except psycopg.Error as error:
         if connection.broken:
             raise

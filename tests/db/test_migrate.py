@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -350,6 +351,52 @@ def test_a_busy_table_is_not_waited_for_and_the_run_can_be_repeated(empty_databa
             migrate.up(impatient, files)
         assert tables(empty_database) == {"a", "b"}
     assert migrate.up(impatient, files) == ["0003.c"]
+
+
+# Takes a, waits until somebody waits for it or is done, and takes b.
+CROSSING = """-- Why.
+lock table a in access exclusive mode;
+do $$ begin
+    while not exists (select from pg_locks where relation = 'a'::regclass and not granted)
+        and not exists (select from done)
+    loop
+        perform pg_sleep(0.01);
+    end loop;
+end $$;
+lock table b in access exclusive mode;
+create table c (id int primary key);
+"""
+TAKEN = "select from pg_locks where relation = 'a'::regclass and mode = 'AccessExclusiveLock' and granted"
+
+
+@pytest.mark.parametrize("tries", [1, 3])
+def test_a_deadlock_is_tried_again(
+    empty_database: str, files: Path, monkeypatch: pytest.MonkeyPatch, tries: int
+) -> None:
+    monkeypatch.setattr(migrate, "TRIES", tries)
+    migrate.up(empty_database, files)
+    with psycopg.connect(empty_database) as connection:
+        connection.execute("create table done ()")
+    write(files, "0003.c", CROSSING, DROP.format("c"))
+    quick = make_conninfo(empty_database, options="-c deadlock_timeout=10ms -c lock_timeout=30s")
+    told: list[str] = []
+
+    with ThreadPoolExecutor() as pool, psycopg.connect(empty_database) as other:
+        # The migration is the one that finds the deadlock, and so the one that loses.
+        other.execute("set deadlock_timeout = '1h'; lock table b in access exclusive mode")
+        run = pool.submit(migrate.up, quick, files, on_progress=told.append)
+        until(lambda: ask(empty_database, TAKEN))
+        other.execute("lock table a in access exclusive mode; insert into done default values")
+        other.commit()
+        if tries == 1:
+            with pytest.raises(MigrationError, match=r"^0003\.c\.sql:10: deadlock detected: .* safe to run again$"):
+                run.result(timeout=30)
+        else:
+            assert run.result(timeout=30) == ["0003.c"]
+            lost = "0003.c.sql: a deadlock, in which another session had its way: once more"
+            assert told == ["applying 0003.c", lost]
+    assert tables(empty_database) == {"a", "b", "done"} | ({"c"} if tries > 1 else set())
+    assert states(empty_database, files)[-1] == ("0003.c", "applied" if tries > 1 else "pending")
 
 
 def test_a_lock_is_waited_for_five_seconds_unless_the_dba_says_otherwise(
