@@ -18,6 +18,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from crafely.cli import check_against
+from crafely.cli.statements import UsageError, find
 from crafely.config import Settings, load
 from crafely.db import contract, embedded, filled, query
 from crafely.db.contract import Finding
@@ -71,26 +72,26 @@ def run(arguments: argparse.Namespace) -> int:
             return 2
         return check_against.run(arguments.against, as_json=arguments.json)
     begin = time.monotonic()
-    if arguments.name is not None and arguments.name not in query.statements:
-        print(
-            f"crafely: {arguments.name}: no such statement; they are named like threads/list_for_agent", file=sys.stderr
-        )
+    try:
+        name = find(arguments.name).name if arguments.name is not None else None
+    except UsageError as error:
+        print(f"crafely: {error}", file=sys.stderr)
         return 2
-    count = 1 if arguments.name else len(query.statements)
+    count = 1 if name else len(query.statements)
     with _progress() as progress, scratch(load(), progress) as url, psycopg.connect(url, autocommit=True) as connection:
         if arguments.fix_headers:
-            for name in contract.fix_headers(connection, arguments.name):
-                print(f"sql/{name}.sql: header written", file=sys.stderr)
+            for fixed in contract.fix_headers(connection, name):
+                print(f"sql/{fixed}.sql: header written", file=sys.stderr)
         if arguments.write_grants:
             contract.write_grants(connection)
         task = progress.add_task("checking", total=count)
-        findings = contract.check(connection, arguments.name, lambda _: progress.advance(task))
+        findings = contract.check(connection, name, lambda _: progress.advance(task))
     if arguments.json:
         print(msgspec.json.encode(findings).decode())
     else:
         for finding in findings:
             print(finding)
-        if arguments.name is None:
+        if name is None:
             Console(stderr=True).print(_summary(findings))
         said = f"{count} statements of {len(nouns)} nouns" if count > 1 else "1 statement"
         print(f"{said} checked in {time.monotonic() - begin:.1f} s, {len(findings)} findings", file=sys.stderr)

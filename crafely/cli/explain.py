@@ -19,20 +19,17 @@ from rich.text import Text
 from crafely.cli import plan_tree
 from crafely.cli.entries import Column, Entry, entry
 from crafely.cli.place import add_place, place
+from crafely.cli.statements import UsageError, find, perhaps
 from crafely.cli.tables import PIPE_WIDTH
 from crafely.cli.target import Target, require_schema
 from crafely.config import Settings, load
-from crafely.db import plans, query
+from crafely.db import plans
 from crafely.db.plans import Plan
 from crafely.db.query import Statement
 from crafely.db.session import connect
 
 # The parameter that says whose rows row-level security shows.
 IDENTITY = "user_id"
-
-
-class UsageError(ValueError):
-    """Something in the arguments that does not fit: one line that says what would."""
 
 
 class Explained(msgspec.Struct, frozen=True, rename="camel"):
@@ -106,21 +103,6 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def find(name: str) -> Statement:
-    """The statement of this name. Raises UsageError naming the nearest ones."""
-    # As a shell completes it, and as an error message names it.
-    plain = name.removeprefix(f"{query.folder().name}/").removesuffix(f".{query.folder().name}")
-    if plain in query.statements:
-        return query.statements[plain]
-    near = get_close_matches(plain, query.statements, n=3, cutoff=0.6)
-    near += [one for one in sorted(query.statements) if one.endswith(f"/{plain}") and one not in near]
-    raise UsageError(f"{name}: no such statement; {_perhaps(near, 'they are named like threads/list_for_agent')}")
-
-
-def _perhaps(near: Sequence[str], otherwise: str) -> str:
-    return f"perhaps {', '.join(near)}" if near else otherwise
-
-
 def _role(statement: Statement, wanted: str | None) -> str:
     roles = statement.header.roles
     if wanted is not None and wanted not in roles:
@@ -141,7 +123,7 @@ def _values(
         if name not in statement.parameters:
             near = get_close_matches(name, statement.parameters, n=2, cutoff=0.5)
             takes = f"it takes {', '.join(statement.parameters) or 'none'}"
-            raise UsageError(f"--param {name}: {statement.name} has no such parameter; {_perhaps(near, takes)}")
+            raise UsageError(f"--param {name}: {statement.name} has no such parameter; {perhaps(near, takes)}")
         if name in given:
             raise UsageError(f"--param {name}: given twice")
         given[name] = value if equals else None

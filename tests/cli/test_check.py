@@ -59,15 +59,15 @@ def test_nothing_is_wrong_and_the_summary_says_so(checked: Path) -> None:
 
 
 def test_one_statement(checked: Path) -> None:
-    done = crafely(checked, "check", "api_keys/lookup")
+    done = crafely(checked, "check", "sql/api_keys/lookup.sql")
 
     assert (done.returncode, done.stdout) == (0, "")
     assert re.fullmatch(r"1 statement checked in [\d.]+ s, 0 findings\n", done.stderr)
 
 
 def test_a_name_that_does_not_exist(refused: Refused) -> None:
-    line = refused("check", "threads/nothing", code=2)
-    assert line == "crafely: threads/nothing: no such statement; they are named like threads/list_for_agent"
+    line = refused("check", "threads/gte", code=2)
+    assert line.startswith("crafely: threads/gte: no such statement; perhaps threads/get")
 
 
 def test_file_and_line_of_a_statement_that_the_server_refuses(copy: Path, checked: Path) -> None:
