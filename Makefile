@@ -22,12 +22,12 @@ test: $(VENV)/.dev  ## install and run every test
 	CRAFELY_TEST_POSTGRES="$(PG)" $(BIN)/python -m pytest -n 4 --dist loadfile $(TESTS)
 
 torture: $(VENV)/.dev  ## kill -9 workers and PostgreSQL under load, twenty times; two of them are among the tests
-	TORTURE_KILLS=20 CRAFELY_TEST_POSTGRES="$(PG)" $(BIN)/python -m pytest -s -q tests/torture
+	TORTURE_KILLS=20 CRAFELY_TEST_POSTGRES="$(PG)" $(BIN)/python -m pytest -s -q -o faulthandler_timeout=0 tests/torture
 
 MINUTES ?= 10
 
 soak: $(VENV)/.dev  ## a mixed load for MINUTES, every answer looked at; some seconds of it are among the tests
-	SOAK_MINUTES=$(MINUTES) CRAFELY_TEST_POSTGRES="$(PG)" $(BIN)/python -m pytest -s -q tests/soak
+	SOAK_MINUTES=$(MINUTES) CRAFELY_TEST_POSTGRES="$(PG)" $(BIN)/python -m pytest -s -q -o faulthandler_timeout=0 tests/soak
 
 lint: $(VENV)/.dev $(VENV)/.sqlfluff  ## lint, format and types, of Python and of SQL
 	$(BIN)/ruff check
