@@ -78,10 +78,10 @@ async def test_without_its_database_the_server_says_so_and_comes_back_by_itself(
 
 
 async def sample(api: Api, name: str, **labels: str) -> float:
+    """The sum of a metric's samples that have these labels, and perhaps others, at one moment."""
     text = (await api.anonymous.get("/metrics")).raw.decode()
-    families = text_string_to_metric_families(text)
-    found = [one.value for family in families for one in family.samples if one.name == name and one.labels == labels]
-    return sum(found)
+    samples = [one for family in text_string_to_metric_families(text) for one in family.samples if one.name == name]
+    return sum(one.value for one in samples if labels.items() <= one.labels.items())
 
 
 async def test_metrics_count_requests_by_route_and_statements_by_file(api: Api) -> None:
@@ -135,9 +135,8 @@ async def test_metrics_show_how_keys_are_verified_and_what_is_shared(api: Api) -
 async def test_metrics_show_the_pools_and_no_ids(api: Api) -> None:
     await api.alice.get("/v1/agents/agnt_secret", expect=404)
     for role in ("crafely_app", "crafely_auth", "crafely_meter", "crafely_admin"):
-        idle = await sample(api, "crafely_pool_connections", pool=role, state="idle")
-        busy = await sample(api, "crafely_pool_connections", pool=role, state="busy")
-        assert idle + busy >= 1, role
+        # Idle and busy ones together: one that is busy now is idle at the next look.
+        assert await sample(api, "crafely_pool_connections", pool=role) >= 1, role
     text = (await api.anonymous.get("/metrics")).raw.decode()
     assert "agnt_" not in text
     assert api.alice.user not in text
