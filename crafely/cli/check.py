@@ -78,7 +78,7 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"crafely: {error}", file=sys.stderr)
         return 2
     count = 1 if name else len(query.statements)
-    with _progress() as progress, scratch(load(), progress) as url, psycopg.connect(url, autocommit=True) as connection:
+    with waiting() as progress, scratch(load(), progress) as url, psycopg.connect(url, autocommit=True) as connection:
         if arguments.fix_headers:
             for fixed in contract.fix_headers(connection, name):
                 print(f"sql/{fixed}.sql: header written", file=sys.stderr)
@@ -121,7 +121,8 @@ def _programs(postgres_bin: Path | None) -> str:
     return re.sub(r"[^\w.]+", "-", str(postgres_bin.resolve())).strip("-")
 
 
-def _progress() -> Progress:
+def waiting() -> Progress:
+    """What ``scratch`` shows on a terminal while it makes the database; nothing elsewhere."""
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     return Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty())
 

@@ -1,12 +1,8 @@
 """Where a statement is planned: in a database of the caller's, or in the one that ``crafely check`` has filled."""
 
 import argparse
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from crafely.cli import check
 from crafely.cli.target import Target, database_url, target
@@ -45,8 +41,6 @@ def place(settings: Settings, *, filled: bool) -> Iterator[Target]:
         with target(settings) as found:
             yield found
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    progress = Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty())
-    with progress, check.scratch(settings, progress) as url:
+    with check.waiting() as progress, check.scratch(settings, progress) as url:
         progress.stop()
         yield Target(url, embedded=True)
