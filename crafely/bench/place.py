@@ -6,17 +6,16 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import psycopg
 from psycopg import sql as names
-from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.rows import TupleRow
 
 from crafely.bench import BenchError, statement
 from crafely.config import Settings
 from crafely.db import embedded, migrate
+from crafely.db.scratch import beside
 from crafely.db.session import connect
 
 
@@ -40,8 +39,7 @@ class Place(msgspec.Struct, frozen=True):
             if not _one(connection, "database_exists", name)[0]:
                 create = names.SQL(statement("create_database").decode())
                 connection.execute(create.format(name=names.Identifier(name)))
-        parts: dict[str, Any] = {**conninfo_to_dict(self.url), "dbname": name}
-        url = make_conninfo(**parts)
+        url = beside(self.url, name)
         with connect(url) as connection:
             is_ours, is_empty = _one(connection, "whose")
             if not is_ours and not is_empty:

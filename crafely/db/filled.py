@@ -16,9 +16,9 @@ from typing import Any
 
 import psycopg
 from psycopg import sql as names
-from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from crafely.db import migrate
+from crafely.db.scratch import beside
 
 # For a server of its own: nothing outlives a crash, and statistics change only when the filling does.
 OPTIONS = MappingProxyType(
@@ -40,8 +40,7 @@ def ensure(url: str, on_progress: Progress = lambda *_: None) -> str:
     dropped, unless somebody is connected. Two at once take turns. Raises MigrationError, psycopg.Error.
     """
     name = _PREFIX + _key()
-    parts: dict[str, Any] = {**conninfo_to_dict(url), "dbname": name}
-    scratch = make_conninfo(**parts)
+    scratch = beside(url, name)
     with psycopg.connect(url, autocommit=True) as connection:
         if _is_filled(connection, name):
             return scratch

@@ -13,6 +13,12 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 _numbers = itertools.count(1)
 
 
+def beside(url: str, name: str) -> str:
+    """The URL of another database on the same server, for the same login."""
+    parts: dict[str, Any] = {**conninfo_to_dict(url), "dbname": name}
+    return make_conninfo(**parts)
+
+
 @contextmanager
 def database(server: str) -> Iterator[str]:
     """The URL of an empty database on a server, which is dropped at the end.
@@ -24,8 +30,7 @@ def database(server: str) -> Iterator[str]:
     # Files are copied, not logged: the drop then has nothing to write out first.
     _administer(server, sql.SQL("create database {} strategy file_copy").format(sql.Identifier(name)))
     try:
-        parts: dict[str, Any] = {**conninfo_to_dict(server), "dbname": name}
-        yield make_conninfo(**parts)
+        yield beside(server, name)
     finally:
         _administer(server, sql.SQL("drop database if exists {} with (force)").format(sql.Identifier(name)))
 
