@@ -147,6 +147,21 @@ def test_no_statement_is_written_in_python(path: Path) -> None:
         assert [text for text in texts(path) if SQL_TEXT.match(text) and text not in PLUMBING] == []
 
 
+# Whose servers are their own, reached through a socket; the bench asks for encryption where it is given a URL.
+OWN_SERVERS = {"cli.check", "cli.serve", "db.against", "db.cluster", "db.filled", "db.migration_lint"}
+OWN_SERVERS |= {"db.migration_verify", "db.scratch", "db.traffic", "bench.bare", "bench.growth", "bench.revoke"}
+
+
+@every_module
+def test_whoever_connects_asks_for_encryption(path: Path) -> None:
+    connecting = {"psycopg.connect", "psycopg.AsyncConnection.connect", "AsyncConnection.connect"}
+    connecting |= {"AsyncConnectionPool", "psycopg_pool.AsyncConnectionPool"}
+    for node in ast.walk(tree(path)):
+        called = ast.unparse(node.func).partition("[")[0] if isinstance(node, ast.Call) else ""
+        if called in connecting and name_of(path).removeprefix("crafely.") not in OWN_SERVERS:
+            assert "secured" in path.read_text(), f"{called}: a remote server is asked with secured(url) of db/tls.py"
+
+
 def test_one_noun_everywhere() -> None:
     def stems(folder: str, pattern: str) -> set[str]:
         return {path.stem.removeprefix("test_") for path in (ROOT / folder).glob(pattern)}

@@ -231,7 +231,7 @@ async def _asyncpg(url: str) -> AsyncIterator[Ask]:
 
     text = statements["api_keys/lookup"].text.decode()
     parts: dict[str, Any] = conninfo_to_dict(url)
-    where = {"database" if name == "dbname" else name: value for name, value in parts.items()}
+    where = {{"dbname": "database", "sslmode": "ssl"}.get(name, name): value for name, value in parts.items()}
     options = {"role": "crafely_auth", "jit": "off"}
     size = CONNECTIONS
     async with asyncpg.create_pool(**where, min_size=size, max_size=size, server_settings=options) as pool:

@@ -17,6 +17,7 @@ from crafely.config import Settings
 from crafely.db import embedded, migrate
 from crafely.db.scratch import beside
 from crafely.db.session import connect
+from crafely.db.tls import secured
 
 
 class Place(msgspec.Struct, frozen=True):
@@ -57,6 +58,8 @@ def place(settings: Settings, url: str | None) -> Iterator[Place]:
     Raises EmbeddedError, DatabaseUnavailableError, BenchError.
     """
     if url is not None:
+        # Also for what is not ours: pgbench, asyncpg, the servers that are measured.
+        url = secured(url)
         with connect(url) as connection:
             if connection.info.parameter_status("is_superuser") != "on":
                 raise BenchError("the bench needs a superuser: it makes databases and seeds them with triggers at rest")

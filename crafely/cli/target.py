@@ -15,6 +15,7 @@ from psycopg.pq import Conninfo
 from crafely.config import Settings, SettingsError
 from crafely.db import embedded, migrate
 from crafely.db.migration_files import MigrationError
+from crafely.db.tls import secured
 
 
 class Target(msgspec.Struct, frozen=True):
@@ -32,7 +33,7 @@ class Target(msgspec.Struct, frozen=True):
         """The line that opens it in a shell: psql and the database, without its passwords."""
         # libpq itself says which parts are not to be shown: https://www.postgresql.org/docs/current/libpq-connect.html
         secret = {option.keyword.decode() for option in Conninfo.get_defaults() if option.dispchar == b"*"}
-        parts: dict[str, Any] = {k: v for k, v in conninfo_to_dict(self.url).items() if k not in secret}
+        parts: dict[str, Any] = {k: v for k, v in conninfo_to_dict(secured(self.url)).items() if k not in secret}
         return f"{shlex.quote(self.psql)} {shlex.quote(make_conninfo(**parts))}"
 
 

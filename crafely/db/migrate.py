@@ -29,6 +29,7 @@ from yoyo.connections import DatabaseURI
 
 from crafely.db import migration_index
 from crafely.db.migration_files import MigrationError, Script, create, load, statements
+from crafely.db.tls import secured
 
 __all__ = [
     "Migration",
@@ -231,7 +232,7 @@ def _connect(url: str, options: str) -> psycopg.Connection:
     theirs = params.get("options") or os.environ.get("PGOPTIONS", "")
     connect_timeout = params.get("connect_timeout") or os.environ.get("PGCONNECT_TIMEOUT", "10")
     conninfo = make_conninfo(
-        url,
+        secured(url),
         options=f"{options} {theirs}",
         connect_timeout=connect_timeout,
         client_encoding="UTF8",

@@ -23,6 +23,7 @@ from psycopg_pool import AsyncConnectionPool
 from crafely.db.adapters import ADAPTERS
 from crafely.db.channel import Channel, Connection, Observer
 from crafely.db.query import Result, Statement, WrongRoleError, check_role
+from crafely.db.tls import secured
 
 _SET_IDENTITY = (
     b"select set_config('crafely.user_id', $1, true), set_config('crafely.api_key_id', $2, true),"
@@ -149,10 +150,10 @@ class Database:
         Raises DatabaseUnavailableError for a URL that libpq does not understand.
         """
         try:
-            self._given = conninfo_to_dict(url)
+            self._url = secured(url)
+            self._given = conninfo_to_dict(self._url)
         except psycopg.ProgrammingError as error:
             raise DatabaseUnavailableError(unavailable(url, error)) from None
-        self._url = url
         self._timeout = pool_timeout
         self._statement_timeout = statement_timeout
         self._observe = observe
@@ -240,7 +241,7 @@ class Database:
 
 def accepts(url: str) -> bool:
     """Whether a server at this URL takes connections, whatever it has against ours. Waits for it, some seconds."""
-    return PGconn.ping(make_conninfo(url, connect_timeout=CONNECT_SECONDS).encode()) == Ping.OK
+    return PGconn.ping(make_conninfo(secured(url), connect_timeout=CONNECT_SECONDS).encode()) == Ping.OK
 
 
 @contextmanager
@@ -259,7 +260,7 @@ def connect(
             milliseconds = int(statement_timeout * 1000)
             options += f" -c statement_timeout={milliseconds} -c lock_timeout={milliseconds // 2}"
         connection = psycopg.connect(
-            url,
+            secured(url),
             autocommit=True,
             application_name=given.get("application_name") or application_name,
             connect_timeout=given.get("connect_timeout") or CONNECT_SECONDS,
