@@ -12,6 +12,9 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
+from crafely import keyring
+from crafely.keyring import Keyring
+
 PREFIX = "CRAFELY_"
 
 
@@ -38,6 +41,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     # How long a request waits for a connection, and how long one statement may run, in seconds.
     pool_timeout: Seconds = 5
     statement_timeout: Seconds = 10
+
+    # What seals agents' and threads' texts, and backups. None: the embedded database's own key, in data_dir; for any
+    # other database they must be said. A Keyring shows no key, so neither do settings.
+    encryption_keys: Keyring | None = None
 
     # HTTP.
     host: str = "127.0.0.1"
@@ -105,4 +112,7 @@ def load(environ: Mapping[str, str] = os.environ, **overrides: Any) -> Settings:
 def _decode(kind: type, value: Any) -> Any:
     if kind is Path:
         return Path(value)
+    if kind is Keyring:
+        # Its errors are ValueErrors, which msgspec takes for its own.
+        return keyring.parse(value)
     raise NotImplementedError(f"no decoder for {kind}")

@@ -18,16 +18,17 @@ SQL_FILES = sorted([*(ROOT / "sql").rglob("*.sql"), *(ROOT / "migrations").glob(
 
 # A part may import itself and what stands below it. The bench and the API stand side by side.
 LAYERS = {
-    "config": 0,
+    "keyring": 0,
     "signals": 0,
     "": 0,
-    "db": 1,
-    "store": 2,
-    "auth": 3,
-    "api": 4,
-    "bench": 4,
-    "cli": 5,
-    "__main__": 6,
+    "config": 1,
+    "db": 2,
+    "store": 3,
+    "auth": 4,
+    "api": 5,
+    "bench": 5,
+    "cli": 6,
+    "__main__": 7,
 }
 
 every_module = pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
