@@ -85,13 +85,13 @@ class Keyring:
             if not self.reads_clear:
                 raise UnreadableError(f"{where} is in clear, and all texts of this database are sealed")
             return stored.removeprefix(_CLEAR)
-        id_, _, encoded = stored.removeprefix(_SEALED).partition(":")
+        id_ = key_id(stored)
+        if id_ is None:
+            raise UnreadableError(f"{where} is of a form that this release does not know")
         cipher = self._texts.get(id_)
-        if not stored.startswith(_SEALED) or cipher is None:
-            known = (
-                f"sealed with the key {id_}, which is not here" if _ID.fullmatch(id_) else "of a form not known here"
-            )
-            raise UnreadableError(f"{where} is {known}")
+        if cipher is None:
+            raise UnreadableError(f"{where} is sealed with the key {id_}, which is not here")
+        encoded = stored[len(_SEALED) + len(id_) + 1 :]
         try:
             raw = base64.b64decode(encoded, validate=True)
             # Several texts of base64 stand for the same bytes; only one of them was written here.
