@@ -13,8 +13,19 @@ from time import time
 from aiohttp import HttpVersion11, web
 
 JSON = "application/json"
-# What every answer carries. Nothing here may be kept by a cache or guessed to be of another type.
-HEADERS = {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-store", "Server": "crafely"}
+# What every answer carries. Nothing here may be kept by a cache, guessed to be of another type, used by a page of
+# another origin that has not asked as CORS has it, or tell where it was found. That all of this is to be asked for by
+# TLS alone (Strict-Transport-Security) is said by whoever does the TLS: a server without it must not (RFC 6797, 7.2).
+HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "Cache-Control": "no-store",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Server": "crafely",
+}
+# A page brings a policy of its own; of anything else a browser that shows it runs nothing.
+PAGE = "text/html"
+NO_PAGE = {"Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'"}
 
 _UNSAFE = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 
@@ -105,6 +116,8 @@ class _Heads(dict[tuple[int, str], bytes]):
         headers = {**HEADERS, "Date": formatdate(self.second, usegmt=True)}
         if status != HTTPStatus.NO_CONTENT:
             headers["Content-Type"] = media_type
+        if not media_type.startswith(PAGE):
+            headers |= NO_PAGE
         line = f"HTTP/1.1 {status} {_phrase(status)}\r\n"
         head = self[key] = line.encode() + _lines(headers) + b"X-Request-Id: "
         return head

@@ -3,7 +3,7 @@
 import msgspec
 
 from crafely.api import telemetry
-from crafely.api.docs import CONTENT_SECURITY_POLICY, PAGE
+from crafely.api.docs import HEADERS, PAGE
 from crafely.api.wire import Call, Problem
 
 
@@ -54,5 +54,5 @@ async def docs(call: Call) -> bytes:
 
     A page for people. It needs nothing from the internet.
     """
-    call.headers["Content-Security-Policy"] = CONTENT_SECURITY_POLICY
+    call.headers.update(HEADERS)
     return PAGE

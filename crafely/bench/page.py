@@ -1,6 +1,11 @@
-"""A report as one page of HTML: it needs no network and no scripts, and follows the reader's light or dark."""
+"""A report as one page of HTML: it needs no network and no scripts, and follows the reader's light or dark.
 
+The page's own policy allows its one style sheet, by its hash, and nothing else.
+"""
+
+from base64 import b64encode
 from collections.abc import Sequence
+from hashlib import sha256
 from html import escape
 
 from crafely.bench import svg
@@ -28,7 +33,10 @@ def html(report: Report) -> str:
         rated = [side for side in sides if side.unit]
         parts += [f"<h2>{escape(group)}</h2>", svg.bars(rated) if rated else "", svg.curves(sides), _sides(sides)]
     parts += ["<h2>Circumstances</h2>", _facts(report.facts)]
-    head = f'<meta charset="utf-8"/><meta name="viewport" content="width=device-width"/><title>{title}</title>'
+    allowed = b64encode(sha256(css.encode()).digest()).decode()
+    policy = f"default-src 'none'; style-src 'sha256-{allowed}'; base-uri 'none'; form-action 'none'"
+    head = f'<meta charset="utf-8"/><meta http-equiv="Content-Security-Policy" content="{policy}"/>'
+    head += f'<meta name="viewport" content="width=device-width"/><title>{title}</title>'
     body = "\n".join(parts)
     return f'<!DOCTYPE html>\n<html lang="en"><head>{head}<style>{css}</style></head>\n<body>\n{body}\n</body></html>\n'
 

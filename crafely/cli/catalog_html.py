@@ -38,9 +38,10 @@ def page(catalog: Catalog) -> str:
     """The whole page."""
     style = _STYLE.read_text(encoding="utf-8")
     allowed = b64encode(sha256(style.encode()).digest()).decode()
+    policy = f"default-src 'none'; style-src 'sha256-{allowed}'; base-uri 'none'; form-action 'none'"
     head = (
         '<meta charset="utf-8">\n<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'sha256-{allowed}'\">\n"
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
         f"<title>Crafely: the statements</title>\n<style>{style}</style>"
     )
     body = "\n".join([*_navigation(catalog), "<main>", *_main(catalog), "</main>"])

@@ -30,7 +30,15 @@ from crafely.store import api_keys
 from tests.auth.conftest import ISSUER, PARTY, Signer
 
 # What every answer must carry, besides its request id.
-HEADERS = {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-store", "Server": "crafely"}
+HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "Cache-Control": "no-store",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Server": "crafely",
+}
+# Of what is no page a browser runs nothing.
+INERT = "default-src 'none'; frame-ancestors 'none'"
 
 _FORMATS = {
     "date": re.compile(r"\d{4}-\d\d-\d\d"),
@@ -271,6 +279,8 @@ def check(method: str, path: str, answer: Answer) -> None:
     where = f"{method} {path}: {answer.status}"
     for name, value in HEADERS.items():
         assert answer.headers.get(name) == value, f"{where}: {name}"
+    if not answer.headers.get("Content-Type", "").startswith("text/html"):
+        assert answer.headers.get("Content-Security-Policy") == INERT, where
     assert answer.headers.get("X-Request-Id"), where
     # A hash or a stack trace is nobody's business.
     assert b"$argon2" not in answer.raw, where

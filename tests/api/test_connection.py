@@ -92,6 +92,9 @@ async def test_an_answer_carries_what_it_must_and_no_more(wire: Wire) -> None:
     assert reply.headers == {
         b"X-Content-Type-Options": b"nosniff",
         b"Cache-Control": b"no-store",
+        b"Referrer-Policy": b"no-referrer",
+        b"Cross-Origin-Resource-Policy": b"same-origin",
+        b"Content-Security-Policy": b"default-src 'none'; frame-ancestors 'none'",
         b"Server": b"crafely",
         b"Content-Type": b"text/plain",
         b"Content-Length": b"12",

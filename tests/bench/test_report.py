@@ -1,5 +1,7 @@
 """What a bench says: as numbers, as tables, as a page, as a picture."""
 
+import base64
+import hashlib
 import io
 import re
 from collections.abc import Sequence
@@ -76,6 +78,11 @@ def test_the_page_is_well_formed_and_needs_no_network(full: Report) -> None:
     assert len(document.getElementsByTagName("svg")) == 3
     assert not re.search(r"https?://|src=|href=|@import|url\(|<script", html)
     assert "prefers-color-scheme: dark" in html
+    # Nothing runs, and no other style than the page's own is looked at.
+    style = html.partition("<style>")[2].partition("</style>")[0]
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    assert f"content=\"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'\"" in html
+    assert " style=" not in html
     for words in ("&lt;theirs&gt;", "&lt;broken&gt;", "does not hold", "a &lt; b", "server_version", "&lt;Linux&gt;"):
         assert words in html
     assert html.count("<polyline") == 3, "a curve for who has one, and two lines of growth"

@@ -121,7 +121,8 @@ def test_the_page_runs_nothing_fetches_nothing_and_its_policy_says_so(plain: Cat
     [style] = page.texts["style"]
     assert not re.search(r"url\(|@import", style)
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
-    assert f"default-src 'none'; style-src 'sha256-{digest}'" in page.values("content")
+    policy = f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
+    assert policy in page.values("content")
     assert "width=device-width" in " ".join(page.values("content"))
     assert "light dark" in style
     assert len(page.values("id")) == len(set(page.values("id")))
