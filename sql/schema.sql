@@ -200,12 +200,13 @@ create function set_updated_at()
     language plpgsql
 as $$
 begin
-    new.updated_at := now();
+    new.updated_at := greatest(now(), old.updated_at + interval '1 microsecond');
     return new;
 end
 $$;
 
-comment on function set_updated_at() is 'Trigger: stamps updated_at on a row that changes.';
+comment on function set_updated_at() is
+    'Trigger: stamps updated_at on a row that changes, later than any of its versions before.';
 
 create function statement_statistics(out name text, out calls bigint, out total_ms double precision, out max_ms double
     precision, out row_count bigint, out blocks_hit bigint, out blocks_read bigint, out blocks_spilled bigint, out since

@@ -4,8 +4,9 @@ from typing import Annotated, Literal
 
 from msgspec import UNSET, Meta, UnsetType
 
+from crafely.api.preconditions import IfMatch, matched
 from crafely.api.services import changes
-from crafely.api.wire import Body, Call, FreeArray, ListQuery, Page, Problem, Query, found, free_json, page, position
+from crafely.api.wire import Body, Call, FreeArray, ListQuery, Page, Query, found, free_json, page, position
 from crafely.store import agents
 from crafely.store.agents import Agent, AgentSummary
 
@@ -96,24 +97,26 @@ async def get(call: Call, id: str, query: GetAgent) -> Agent:
     return found(await agents.get(session, id=id, user_id=user_id))
 
 
-async def update(call: Call, id: str, body: AgentChanges) -> Agent:
+async def update(call: Call, id: str, body: AgentChanges, if_match: IfMatch) -> Agent:
     """Change an agent.
 
     Only what is sent changes; null empties tools and context.
     """
     if body.tools is not UNSET:
         free_json(body.tools, "/tools", kind=list)
-    session = call.services.session(call)
-    return found(await agents.update(session, id=id, user_id=call.caller.user_id, changes=changes(body)))
+    session, user_id = call.services.session(call), call.caller.user_id
+    agent = await agents.update(session, id=id, user_id=user_id, versions=if_match, changes=changes(body))
+    return await matched(agent, if_match, lambda: agents.get(session, id=id, user_id=user_id))
 
 
-async def delete(call: Call, id: str) -> None:
+async def delete(call: Call, id: str, if_match: IfMatch) -> None:
     """Delete an agent.
 
     It can be restored. Its threads stay as they are.
     """
-    if not await agents.delete(call.services.session(call), id=id, user_id=call.caller.user_id):
-        raise Problem("not_found")
+    session, user_id = call.services.session(call), call.caller.user_id
+    count = await agents.delete(session, id=id, user_id=user_id, versions=if_match)
+    await matched(count or None, if_match, lambda: agents.get(session, id=id, user_id=user_id))
 
 
 async def restore(call: Call, id: str) -> Agent:

@@ -33,8 +33,8 @@ _UNSAFE = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 class Answer(web.StreamResponse):
     """One answer, complete before its first byte is sent.
 
-    Takes the status, the body (None: a 204, which has none), its media type and further headers. Raises ValueError for
-    a header with a control character in it. ``request_id`` is set before it is sent.
+    Takes the status, the body (None: a 204 or a 304, which have none), its media type and further headers. Raises
+    ValueError for a header with a control character in it. ``request_id`` is set before it is sent.
     """
 
     def __init__(
@@ -114,7 +114,7 @@ class _Heads(dict[tuple[int, str], bytes]):
     def __missing__(self, key: tuple[int, str]) -> bytes:
         status, media_type = key
         headers = {**HEADERS, "Date": formatdate(self.second, usegmt=True)}
-        if status != HTTPStatus.NO_CONTENT:
+        if status not in {HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED}:
             headers["Content-Type"] = media_type
         if not media_type.startswith(PAGE):
             headers |= NO_PAGE

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
+from crafely.api.preconditions import IfMatch, matched
 from crafely.api.services import changes
 from crafely.api.usage_records import UsageRecord, columns, encode_records
 from crafely.api.wire import (
@@ -194,7 +195,7 @@ async def get(call: Call, id: str) -> ApiKey:
     return found(await api_keys.get(call.services.session(call), id=id, user_id=call.caller.user_id))
 
 
-async def update(call: Call, id: str, body: ApiKeyChanges) -> ApiKey:
+async def update(call: Call, id: str, body: ApiKeyChanges, if_match: IfMatch) -> ApiKey:
     """Change an API key.
 
     Only what is sent changes. A caller can neither hand out a permission that it does not hold nor change a key that
@@ -208,18 +209,21 @@ async def update(call: Call, id: str, body: ApiKeyChanges) -> ApiKey:
     key = found(await api_keys.get(session, id=id, user_id=user_id))
     if excess(call.caller.permissions, key.permissions):
         raise Problem("insufficient_permissions", "This key holds permissions that the caller does not.")
-    changed = found(await api_keys.update(session, id=id, user_id=user_id, changes=changes(body)))
+    row = await api_keys.update(session, id=id, user_id=user_id, versions=if_match, changes=changes(body))
+    changed = await matched(row, if_match, lambda: api_keys.get(session, id=id, user_id=user_id))
     # The database tells every process; this one must not answer before it knows.
     call.services.forget_key(changed.key_id)
     return changed
 
 
-async def revoke(call: Call, id: str) -> None:
+async def revoke(call: Call, id: str, if_match: IfMatch) -> None:
     """Revoke an API key.
 
     It is refused from now on, for good. It can still be read, and its usage stays. Revoking it again changes nothing.
     """
-    key_id = found(await api_keys.revoke(call.services.session(call), id=id, user_id=call.caller.user_id))
+    session, user_id = call.services.session(call), call.caller.user_id
+    key_id = await api_keys.revoke(session, id=id, user_id=user_id, versions=if_match)
+    key_id = await matched(key_id, if_match, lambda: api_keys.get(session, id=id, user_id=user_id))
     call.services.forget_key(key_id)
 
 

@@ -8,6 +8,7 @@ import msgspec
 from msgspec import inspect
 
 import crafely
+from crafely.api import preconditions
 from crafely.api.problems import CODES, CONTENT_TYPE, Problem, ProblemDetails
 from crafely.api.wire import AUTHENTICATED, Operation, Route, signature
 
@@ -25,6 +26,22 @@ _REQUEST_ID = {
         "description": "The request's id, in the server's log too.",
         "schema": {"type": "string", "pattern": "^[A-Za-z0-9._-]{1,128}$"},
     }
+}
+_ETAG = {"ETag": {"description": "The version that is shown.", "schema": {"type": "string"}}}
+_TAGS = {"type": "string", "pattern": preconditions.TAGS}
+_IF_MATCH = {
+    "name": "If-Match",
+    "in": "header",
+    "required": False,
+    "description": "ETags, or *: it is done only if this is one of those versions, else the answer is 412.",
+    "schema": _TAGS,
+}
+_IF_NONE_MATCH = {
+    "name": "If-None-Match",
+    "in": "header",
+    "required": False,
+    "description": "ETags, or *: if it is still one of them, the answer is 304.",
+    "schema": _TAGS,
 }
 _LOCATION = {"Location": {"description": "The address of what was created.", "schema": {"type": "string"}}}
 
@@ -148,7 +165,12 @@ def _operation(route: Route, operation: Operation, schemas: dict[int, Schema]) -
     if description:
         described["description"] = description
     described["security"] = [] if route.permission is None else [{"bearer": []}, {"apiKey": []}]
-    if parameters := [*map(_path_parameter, operation.parameters), *_query_parameters(operation)]:
+    parameters = [*map(_path_parameter, operation.parameters), *_query_parameters(operation)]
+    if operation.if_match:
+        parameters.append(_IF_MATCH)
+    if _may_be_known(route, operation):
+        parameters.append(_IF_NONE_MATCH)
+    if parameters:
         described["parameters"] = parameters
     if operation.body is not None:
         content = {"application/json": {"schema": schemas[id(operation.body)]}}
@@ -159,6 +181,11 @@ def _operation(route: Route, operation: Operation, schemas: dict[int, Schema]) -
 
 def _permission(route: Route) -> str:
     return f"Takes the permission `{route.permission}`." if route.permission else ""
+
+
+def _may_be_known(route: Route, operation: Operation) -> bool:
+    """Whether a client may ask for an answer only if it is another one than it has."""
+    return operation.tagged and route.method == "GET"
 
 
 def _path_parameter(name: str) -> Schema:
@@ -201,10 +228,16 @@ def _responses(route: Route, operation: Operation, schemas: dict[int, Schema]) -
         responses = {
             str(route.status): {
                 "description": "Created." if route.status == 201 else "The answer.",
-                "headers": {**_REQUEST_ID, **(_LOCATION if _has_address(route, operation) else {})},
+                "headers": {
+                    **_REQUEST_ID,
+                    **(_LOCATION if _has_address(route, operation) else {}),
+                    **(_ETAG if operation.tagged else {}),
+                },
                 "content": {route.media_type: {"schema": schema}},
             }
         }
+    if _may_be_known(route, operation):
+        responses["304"] = {"description": "The client has it already.", "headers": {**_REQUEST_ID, **_ETAG}}
     for status in _problem_statuses(route, operation):
         responses[str(status)] = {"$ref": f"#/components/responses/Problem{status}"}
     return responses
@@ -228,6 +261,8 @@ def _problem_statuses(route: Route, operation: Operation) -> list[int]:
         statuses |= {413, 415, 417}
     if route.method in {"POST", "PATCH"}:
         statuses.add(409)
+    if operation.if_match:
+        statuses.add(412)
     return sorted(statuses)
 
 

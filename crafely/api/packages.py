@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 from msgspec import UNSET, Meta, UnsetType
 
+from crafely.api.preconditions import IfMatch, matched
 from crafely.api.services import changes
 from crafely.api.wire import Body, Call, ListQuery, Page, decimal_within, found, page, position
 from crafely.store import packages
@@ -86,11 +87,13 @@ async def get(call: Call, id: str) -> Package:
     return found(await packages.get(call.services.session(call), id=id))
 
 
-async def update(call: Call, id: str, body: PackageChanges) -> Package:
+async def update(call: Call, id: str, body: PackageChanges, if_match: IfMatch) -> Package:
     """Change a package.
 
     For administrators. Only what is sent changes. With `active` false it is no longer sold; subscriptions go on.
     """
     if isinstance(body.price, Decimal):
         decimal_within(body.price, "/price", precision=12, scale=2)
-    return found(await packages.update(call.services.session(call, "crafely_admin"), id=id, changes=changes(body)))
+    session = call.services.session(call, "crafely_admin")
+    package = await packages.update(session, id=id, versions=if_match, changes=changes(body))
+    return await matched(package, if_match, lambda: packages.get(session, id=id))

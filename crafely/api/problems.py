@@ -79,6 +79,11 @@ CODES: dict[str, Code] = {
     "already_subscribed": Code(
         409, "Already subscribed", "The user has an active subscription to this package. Cancel it first."
     ),
+    "precondition_failed": Code(
+        412,
+        "Precondition failed",
+        "This has been changed since the version that If-Match names. Nothing was done: read it anew.",
+    ),
     "too_large": Code(413, "Body too large", "The body is larger than this server accepts. Send less at a time."),
     "unsupported_media_type": Code(
         415,

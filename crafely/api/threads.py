@@ -4,6 +4,7 @@ from typing import Annotated
 
 from msgspec import UNSET, Meta, UnsetType
 
+from crafely.api.preconditions import IfMatch, matched
 from crafely.api.services import changes
 from crafely.api.wire import Body, Call, ListQuery, Page, Problem, found, invalid, page, position
 from crafely.store import threads
@@ -94,25 +95,29 @@ async def get(call: Call, id: str) -> Thread:
     return found(await threads.get(call.services.session(call), id=id, user_id=call.caller.user_id))
 
 
-async def update(call: Call, id: str, body: ThreadChanges) -> Thread:
+async def update(call: Call, id: str, body: ThreadChanges, if_match: IfMatch) -> Thread:
     """Change a thread.
 
     Only what is sent changes; null takes a value away.
     """
     session, user_id = call.services.session(call), call.caller.user_id
-    thread = await threads.update(session, id=id, user_id=user_id, changes=changes(body))
-    if thread is None and isinstance(body.agent_id, str) and await threads.get(session, id=id, user_id=user_id):
-        raise _no_agent()
+    thread = await threads.update(session, id=id, user_id=user_id, versions=if_match, changes=changes(body))
+    if thread is None and (other := await threads.get(session, id=id, user_id=user_id)):
+        if if_match is not None and other.updated_at not in if_match:
+            raise Problem("precondition_failed")
+        if isinstance(body.agent_id, str):
+            raise _no_agent()
     return found(thread)
 
 
-async def delete(call: Call, id: str) -> None:
+async def delete(call: Call, id: str, if_match: IfMatch) -> None:
     """Delete a thread.
 
     It can be restored.
     """
-    if not await threads.delete(call.services.session(call), id=id, user_id=call.caller.user_id):
-        raise Problem("not_found")
+    session, user_id = call.services.session(call), call.caller.user_id
+    count = await threads.delete(session, id=id, user_id=user_id, versions=if_match)
+    await matched(count or None, if_match, lambda: threads.get(session, id=id, user_id=user_id))
 
 
 async def restore(call: Call, id: str) -> Thread:

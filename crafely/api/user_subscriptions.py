@@ -4,6 +4,7 @@ from typing import Annotated
 
 from msgspec import Meta
 
+from crafely.api.preconditions import IfMatch
 from crafely.api.wire import Body, Call, ListQuery, Page, Problem, Timestamp, found, in_utc, invalid, page, position
 from crafely.auth.permissions import ADMIN
 from crafely.store import user_subscriptions
@@ -82,13 +83,15 @@ async def get(call: Call, id: str) -> UserSubscription:
     return found(await user_subscriptions.get(session, id=id, user_id=call.caller.user_id))
 
 
-async def cancel(call: Call, id: str) -> UserSubscription:
+async def cancel(call: Call, id: str, if_match: IfMatch) -> UserSubscription:
     """Cancel a subscription.
 
     It ends now. One that has ended cannot be cancelled (409).
     """
     session, user_id = call.services.session(call), call.caller.user_id
-    subscription = await user_subscriptions.cancel(session, id=id, user_id=user_id)
-    if subscription is None and (ended := await user_subscriptions.get(session, id=id, user_id=user_id)):
-        raise Problem("conflict", f"The subscription is {ended.status} already.")
+    subscription = await user_subscriptions.cancel(session, id=id, user_id=user_id, versions=if_match)
+    if subscription is None and (other := await user_subscriptions.get(session, id=id, user_id=user_id)):
+        if other.status == "active":
+            raise Problem("precondition_failed")
+        raise Problem("conflict", f"The subscription is {other.status} already.")
     return found(subscription)

@@ -4,7 +4,8 @@
         \"\"\"Read one agent.\"\"\"
 
 bind() reads that signature once, at start-up. Parameters are found by name: ``call``, the path's own, ``query`` (a
-Query), ``body`` (a Body or a list of them). The answer's type is the return annotation; None answers 204.
+Query), ``body`` (a Body or a list of them), ``if_match`` (the versions that If-Match names). An answer that is one
+row, with id and updated_at, carries its ETag. The answer's type is the return annotation; None answers 204.
 """
 
 import inspect
@@ -31,6 +32,7 @@ from crafely.api.bodies import (
     in_utc,
 )
 from crafely.api.pages import ListQuery, Page, Query, decode_cursor, encode_cursor, page, position
+from crafely.api.preconditions import IfMatch, entity_tag, unchanged, versions
 from crafely.api.problems import FieldError, Problem, found, invalid
 from crafely.api.queries import reader
 from crafely.api.router import Router
@@ -122,7 +124,10 @@ class Call:
 
 
 class Operation(NamedTuple):
-    """What a handler's signature says. ``query`` and ``body`` are None where the handler takes none."""
+    """What a handler's signature says. ``query`` and ``body`` are None where the handler takes none.
+
+    ``tagged`` says that its answer is one row, which has an ETag; ``if_match`` that it takes If-Match.
+    """
 
     noun: str
     name: str
@@ -132,6 +137,8 @@ class Operation(NamedTuple):
     query: type[Query] | None
     body: Any
     answer: Any
+    tagged: bool
+    if_match: bool
 
 
 MAX_PARAMETER = 255
@@ -168,18 +175,29 @@ def signature(route: Route) -> Operation:
     if missing := [name for name in [*names, "return"] if name not in hints]:
         raise TypeError(f"{where}: no annotation for {', '.join(missing)}")
     path = tuple(_PARAMETER.findall(route.path))
-    if {*path, "call"} != {*names} - {"query", "body"} or any(hints[name] is not str for name in path):
+    if {*path, "call"} != {*names} - {"query", "body", "if_match"} or any(hints[name] is not str for name in path):
         expected = ", ".join(["call", *(f"{name}: str" for name in path)])
-        raise TypeError(f"{where}: expected the parameters {expected} and perhaps query and body; got {names}")
+        raise TypeError(f"{where}: expected the parameters {expected} and perhaps query, body, if_match; got {names}")
+    if hints.get("if_match", IfMatch) != IfMatch:
+        raise TypeError(f"{where}: if_match is IfMatch; got {hints['if_match']}")
     query = hints.get("query")
     if query is not None and not (isinstance(query, type) and issubclass(query, Query)):
         raise TypeError(f"{where}: query is a subclass of Query; got {query}")
     if route.media_type != JSON and hints["return"] is not bytes:
         raise TypeError(f"{where}: an answer that is {route.media_type} is bytes; got {hints['return']}")
     noun = handler.__module__.rpartition(".")[2]
-    # list_ is a handler that leaves Python's own list alone.
+    tagged = {"id", "updated_at"} <= {*getattr(hints["return"], "__struct_fields__", ())}
     return Operation(
-        noun, name.rstrip("_"), summary, description.strip(), path, query, hints.get("body"), hints["return"]
+        noun,
+        name.rstrip("_"),  # list_ is a handler that leaves Python's own list alone
+        summary,
+        description.strip(),
+        path,
+        query,
+        hints.get("body"),
+        hints["return"],
+        tagged,
+        "if_match" in names,
     )
 
 
@@ -191,9 +209,9 @@ def bind(route: Route, services: Services) -> Callable[[Call], Awaitable[Answer]
     operation = signature(route)
     read_query = reader(operation.query) if operation.query is not None else None
     decoder = msgspec.json.Decoder(operation.body) if operation.body is not None else None
-    raw = operation.answer is bytes
     handler, permission, parameters = route.handler, route.permission, operation.parameters
-    status, media_type = route.status, route.media_type
+    # With what a query asks for besides, it is another answer, which has no tag.
+    plain = operation.query() if operation.tagged and operation.query else None
 
     async def serve(call: Call) -> Answer:
         request = call.request
@@ -214,15 +232,35 @@ def bind(route: Route, services: Services) -> Callable[[Call], Awaitable[Answer]
         elif "?" in request.raw_path and request.rel_url.raw_query_string:
             name = next(iter(request.query), "")
             raise invalid("no such parameter; this operation takes none", parameter=name[:64])
+        if operation.if_match:
+            arguments["if_match"] = versions(headers)
+        elif hdrs.IF_MATCH in headers:
+            _refuse_if_match(request)
         if decoder is not None:
             body = _small_body(request, headers)
             arguments["body"] = decode(body if body is not None else await request.read(), decoder)
         result = await handler(call, **arguments)
-        if result is None:
-            return Answer(204, None, headers=call.headers)
-        return Answer(status, result if raw else encode(result), media_type, call.headers)
+        return _answer(call, route, result, tagged=operation.tagged and arguments.get("query") == plain)
 
     return serve
+
+
+def _refuse_if_match(request: web.BaseRequest) -> None:
+    """Where nothing is changed it may stand; elsewhere, ignored, it would not protect who counts on it."""
+    if request.method not in {"GET", "HEAD"}:
+        raise invalid("no such precondition; this operation takes none", parameter="If-Match")
+
+
+def _answer(call: Call, route: Route, result: Any, *, tagged: bool) -> Answer:
+    if tagged:
+        tag = call.headers[hdrs.ETAG] = entity_tag(result)
+        headers = call.request.headers
+        if route.method == "GET" and hdrs.IF_NONE_MATCH in headers and unchanged(headers, tag):
+            return Answer(304, None, headers=call.headers)
+    if result is None:
+        return Answer(204, None, headers=call.headers)
+    body = result if isinstance(result, bytes) else encode(result)
+    return Answer(route.status, body, route.media_type, call.headers)
 
 
 def mount(routes: Sequence[Route], services: Services) -> Router:

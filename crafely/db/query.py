@@ -95,10 +95,11 @@ def folder() -> Path:
 def sql(function: Callable[P, Awaitable[T]]) -> Callable[P, Awaitable[T]]:
     """Gives a signature of the store its body: the SQL file of the same name.
 
-    Takes an ``async def`` whose first parameter is the Executor and whose others are keyword-only, all annotated. The
-    annotation of what it returns says how many rows come: ``list[T]`` many, ``T`` exactly one, ``T | None`` at most
-    one, ``int`` how many rows were touched, ``None`` nothing. T is a Row or, for one column, its type. Raises
-    SqlFileError at import when the file is missing, its header is wrong, or the parameters differ.
+    Takes an ``async def`` whose first parameter is the Executor and whose others are keyword-only, all annotated, and
+    with a default where they may be left out. The annotation of what it returns says how many rows come: ``list[T]``
+    many, ``T`` exactly one, ``T | None`` at most one, ``int`` how many rows were touched, ``None`` nothing. T is a Row
+    or, for one column, its type. Raises SqlFileError at import when the file is missing, its header is wrong, or the
+    parameters differ.
     """
     statement = load(function)
     if statement.name in statements:
@@ -110,6 +111,8 @@ def sql(function: Callable[P, Awaitable[T]]) -> Callable[P, Awaitable[T]]:
     @wraps(function)
     async def run(*args: P.args, **kwargs: P.kwargs) -> T:
         db = typing.cast(Executor, args[0])
+        if defaults:
+            kwargs = typing.cast(Any, {**defaults, **kwargs})
         # A missing or misspelt argument is a TypeError here, as it would be in any function.
         if len(kwargs) != len(expected) or not kwargs.keys() >= expected:
             inspect.signature(function).bind(*args, **kwargs)
@@ -117,6 +120,7 @@ def sql(function: Callable[P, Awaitable[T]]) -> Callable[P, Awaitable[T]]:
         return typing.cast(T, finish(statement, result))
 
     expected = set(inspect.signature(function).parameters) - {next(iter(inspect.signature(function).parameters))}
+    defaults = dict(function.__kwdefaults__ or {})
     return run
 
 

@@ -75,13 +75,18 @@ async def list_by_name(
 
 
 @sql
-async def update(db: Executor, *, id: str, user_id: str, changes: msgspec.Raw) -> Agent | None:
-    """Changes the columns that the JSON object names: name, instructions, tools, context."""
+async def update(
+    db: Executor, *, id: str, user_id: str, versions: list[datetime] | None = None, changes: msgspec.Raw
+) -> Agent | None:
+    """Changes the columns that the JSON object names: name, instructions, tools, context.
+
+    None where there is no such agent, or it is none of these versions (its updated_at; no versions: whichever).
+    """
 
 
 @sql
-async def delete(db: Executor, *, id: str, user_id: str) -> int:
-    """Deletes a live agent softly. Gives 0 where there is none, else 1."""
+async def delete(db: Executor, *, id: str, user_id: str, versions: list[datetime] | None = None) -> int:
+    """Deletes a live agent softly. Gives 0 where there is none, or it is none of these versions, else 1."""
 
 
 @sql

@@ -75,13 +75,21 @@ async def list_by_active(
 
 
 @sql
-async def update(db: Executor, *, id: str, user_id: str, changes: msgspec.Raw) -> ApiKey | None:
-    """Changes the columns that the JSON object names: name, permissions, expires_at, rate_limit."""
+async def update(
+    db: Executor, *, id: str, user_id: str, versions: list[datetime] | None = None, changes: msgspec.Raw
+) -> ApiKey | None:
+    """Changes the columns that the JSON object names: name, permissions, expires_at, rate_limit.
+
+    None where there is no such key, or it is none of these versions (its updated_at; no versions: whichever).
+    """
 
 
 @sql
-async def revoke(db: Executor, *, id: str, user_id: str) -> str | None:
-    """Revokes a key for good. Gives its public id, None where the user has no such key."""
+async def revoke(db: Executor, *, id: str, user_id: str, versions: list[datetime] | None = None) -> str | None:
+    """Revokes a key for good. Gives its public id.
+
+    None where the user has no such key, or it is none of these versions.
+    """
 
 
 @sql

@@ -49,5 +49,10 @@ async def list_all(
 
 
 @sql
-async def update(db: Executor, *, id: str, changes: msgspec.Raw) -> Package | None:
-    """Changes the columns that the JSON object names: name, description, price, features, interval, active."""
+async def update(
+    db: Executor, *, id: str, versions: list[datetime] | None = None, changes: msgspec.Raw
+) -> Package | None:
+    """Changes the columns that the JSON object names: name, description, price, features, interval, active.
+
+    None where there is no such package, or it is none of these versions (its updated_at; no versions: whichever).
+    """

@@ -66,16 +66,19 @@ async def list_for_agent(
 
 
 @sql
-async def update(db: Executor, *, id: str, user_id: str, changes: msgspec.Raw) -> Thread | None:
+async def update(
+    db: Executor, *, id: str, user_id: str, versions: list[datetime] | None = None, changes: msgspec.Raw
+) -> Thread | None:
     """Changes the columns that the JSON object names: name, storage_id, instructions, model, agent_id.
 
-    None where there is no such thread, or no such live agent.
+    None where there is no such thread, no such live agent, or it is none of these versions (its updated_at; no
+    versions: whichever).
     """
 
 
 @sql
-async def delete(db: Executor, *, id: str, user_id: str) -> int:
-    """Deletes a live thread softly. Gives 0 where there is none, else 1."""
+async def delete(db: Executor, *, id: str, user_id: str, versions: list[datetime] | None = None) -> int:
+    """Deletes a live thread softly. Gives 0 where there is none, or it is none of these versions, else 1."""
 
 
 @sql

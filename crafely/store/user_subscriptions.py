@@ -60,8 +60,14 @@ async def current(db: Executor, *, user_id: str) -> CurrentSubscriptions:
 
 
 @sql
-async def cancel(db: Executor, *, id: str, user_id: str) -> UserSubscription | None:
-    """Cancels an active subscription, now; None where there is none, or it has ended before."""
+async def cancel(
+    db: Executor, *, id: str, user_id: str, versions: list[datetime] | None = None
+) -> UserSubscription | None:
+    """Cancels an active subscription, now.
+
+    None where there is none, it has ended before, or it is none of these versions (its updated_at; no versions:
+    whichever).
+    """
 
 
 @sql

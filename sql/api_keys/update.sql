@@ -1,5 +1,6 @@
 -- sql/api_keys/update.sql
 -- Changes what :changes names, a JSON object of columns; what it does not name stays. A revoked key stays revoked.
+-- No row where it is none of these versions.
 -- returns: maybe ApiKey
 -- uses: api_keys_user_id_id_key
 update api_keys k
@@ -12,6 +13,7 @@ from jsonb_to_record(:changes::jsonb) as c (
 )
 where k.id = :id
     and k.user_id = :user_id
+    and (:versions::timestamptz[] is null or k.updated_at = any(:versions))
 returning
     k.id, k.key_id, k.name, k.prefix, k.permissions, k.active, k.expires_at, k.rate_limit, k.last_used_at, k.created_at,
     k.updated_at;

@@ -1,5 +1,6 @@
 -- sql/packages/update.sql
--- Changes what :changes names, a JSON object of columns; what it does not name stays.
+-- Changes what :changes names, a JSON object of columns; what it does not name stays. No row where it is
+-- none of these versions.
 -- returns: maybe Package
 -- role: crafely_admin
 -- uses: packages_pkey
@@ -10,4 +11,5 @@ set (name, description, price, features, "interval", active) = (
     from jsonb_populate_record(p, :changes::jsonb) as c
 )
 where id = :id
+    and (:versions::timestamptz[] is null or updated_at = any(:versions))
 returning id, name, description, price, features, "interval", active, created_at, updated_at;

@@ -1,6 +1,6 @@
 -- sql/threads/update.sql
 -- Changes what :changes names, a JSON object of columns; what it does not name stays. No row where there is no such
--- thread, or no such live agent to put it under.
+-- thread, no such live agent to put it under, or it is none of these versions.
 -- returns: maybe Thread
 -- uses: threads_pkey, agents_user_id_id_key
 update threads t
@@ -12,6 +12,7 @@ set (name, storage_id, instructions, model, agent_id) = (
 where id = :id
     and user_id = :user_id
     and deleted_at is null
+    and (:versions::timestamptz[] is null or updated_at = any(:versions))
     and (
         :changes::jsonb ->> 'agent_id' is null
         or exists (

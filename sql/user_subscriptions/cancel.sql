@@ -1,5 +1,6 @@
 -- sql/user_subscriptions/cancel.sql
--- Cancels an active subscription, now. No row where there is none, or it has ended before.
+-- Cancels an active subscription, now. No row where there is none, it has ended before, or it is none
+-- of these versions.
 -- returns: maybe UserSubscription
 -- uses: user_subscriptions_pkey
 update user_subscriptions
@@ -9,4 +10,5 @@ set status = 'cancelled',
 where id = :id
     and user_id = :user_id
     and status = 'active'
+    and (:versions::timestamptz[] is null or updated_at = any(:versions))
 returning id, status, start_date, end_date, user_id, package_id, created_at, updated_at;
