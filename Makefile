@@ -10,7 +10,7 @@ SQL_FILES := $(wildcard sql/*/*.sql migrations/*.sql crafely/db/objects/*.sql)
 # Another server for the tests: PG=/usr/lib/postgresql/15/bin (its programs) or PG=postgresql://… (one that runs).
 PG ?= $(CRAFELY_TEST_POSTGRES)
 
-.PHONY: run test torture soak lint schema check wheel constraints clean
+.PHONY: run test torture soak lint schema check wheel audit-dependencies constraints clean
 
 run: $(VENV)/.run  ## install, start the embedded PostgreSQL, migrate, print a key, serve
 	@exec $(BIN)/crafely serve
@@ -44,6 +44,9 @@ check: $(VENV)/.dev  ## every SQL file against its signature, on a real database
 
 wheel: $(VENV)/.dev  ## build dist/*.whl
 	$(BIN)/python -m build --no-isolation --wheel --outdir dist
+
+audit-dependencies: $(VENV)/.dev  ## known vulnerabilities of the versions in constraints.txt; asks osv.dev
+	@$(BIN)/python .ci/audit_dependencies.py
 
 constraints: $(VENV)/.dev  ## write down the versions that are installed now
 	{ head -n 1 constraints.txt; $(BIN)/pip freeze --exclude-editable; } > constraints.new
