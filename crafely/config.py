@@ -52,6 +52,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     workers: Annotated[int, Meta(ge=1, le=64)] = 1
     max_body_bytes: Annotated[int, Meta(ge=1024, le=64 * 1024 * 1024)] = 1024 * 1024
     request_timeout: Seconds = 30
+    # Open connections of one process; beyond that the one that has been idle for longest is closed for the next.
+    max_connections: Annotated[int, Meta(ge=1, le=100_000)] = 1000
     shutdown_grace: Seconds = 20
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 

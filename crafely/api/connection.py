@@ -1,14 +1,19 @@
 """aiohttp's low-level server, for what its Application would add to each request is done here in fewer steps."""
 
 import asyncio
+import fcntl
 import logging
+import struct
+import termios
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from aiohttp import web
 from aiohttp.abc import AbstractStreamWriter
+from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.http_parser import RawRequestMessage
-from aiohttp.streams import StreamReader
+from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
+from aiohttp.web_protocol import _ErrInfo
 
 from crafely.api.answer import Answer
 from crafely.api.dispatch import Dispatch, broken
@@ -17,35 +22,93 @@ log = logging.getLogger("crafely")
 
 Lifetime = Callable[[web.Application], AsyncIterator[None]]
 
+# Connections beyond the most that are still told so; further ones are cut without a word.
+TOLD = 100
+# Bytes a second that a client must take of what it has asked for.
+SLOWEST = 4096
+# What is said where there is no request to say it to.
+_REFUSALS = {400: "bad_request", 408: "request_timeout", 503: "unavailable"}
+
 
 class Runner(web.AppRunner):
     """Runs the server; gunicorn's worker takes an AppRunner and nothing else.
 
     Takes what answers requests, a generator that opens what it needs and closes it at the end, the largest body in
-    bytes, and aiohttp's limits: ``shutdown_timeout`` and the options of web.RequestHandler.
+    bytes, the most open connections, the seconds that the head of a request may take and that a client may leave its
+    answer unread, and aiohttp's limits: ``shutdown_timeout`` and the options of web.RequestHandler.
     """
 
-    def __init__(self, dispatch: Dispatch, lifetime: Lifetime, *, max_body: int, **limits: Any) -> None:
+    def __init__(
+        self,
+        dispatch: Dispatch,
+        lifetime: Lifetime,
+        *,
+        max_body: int,
+        max_connections: int,
+        patience: float,
+        **limits: Any,
+    ) -> None:
         # The application holds the lifetime; no request ever reaches it.
         app = web.Application()
         app.cleanup_ctx.append(lifetime)
         super().__init__(app, shutdown_timeout=limits.pop("shutdown_timeout", 60))
         self._dispatch = dispatch
         self._max_body = max_body
+        self._max_connections = max_connections
+        self._patience = patience
         self._limits = limits
 
     async def _make_server(self) -> web.Server:
         # aiohttp's runners differ in this method; it has no public name for it.
         await super()._make_server()
-        return _Server(self._dispatch, self._max_body, self._limits)
+        return _Server(self._dispatch, self._max_body, self._max_connections, self._patience, self._limits)
 
 
 class _Server(web.Server):
-    def __init__(self, dispatch: Dispatch, max_body: int, limits: dict[str, Any]) -> None:
+    """All connections, and what is done about those that take too much of anything."""
+
+    _connections: "dict[_Connection, asyncio.Transport]"  # type: ignore[assignment]  # it makes no others
+
+    def __init__(
+        self, dispatch: Dispatch, max_body: int, max_connections: int, patience: float, limits: dict[str, Any]
+    ) -> None:
         super().__init__(dispatch, request_factory=self._request)
         self._current_loop = asyncio.get_running_loop()
         self._max_body = max_body
+        self._max_connections = max_connections
+        self._patience = patience
         self._limits = limits
+        self._watching = False
+
+    def connection_made(self, handler: web.RequestHandler, transport: asyncio.Transport) -> None:
+        """Takes a connection on; where there are too many, the one that has asked for nothing for longest goes."""
+        super().connection_made(handler, transport)
+        if not self._watching:
+            self._watch()
+        beyond = len(self._connections) - self._max_connections
+        if beyond <= 0:
+            return
+        if idle := [one for one in self._connections if one.idle]:
+            # By the same rule that closes it after the keep-alive time; half a head is no request.
+            min(idle, key=_Connection.idle_until).force_close()
+        elif beyond <= TOLD:
+            handler.refused = True  # type: ignore[attr-defined]  # it is one of ours
+        else:
+            # Not at once: what serves it has still to begin.
+            self._current_loop.call_soon(transport.abort)
+
+    def _watch(self) -> None:
+        """One timer for all connections: it looks ten times within their patience."""
+        self._watching = True
+        self._current_loop.call_later(self._patience / 10, self._sweep)
+
+    def _sweep(self) -> None:
+        self._watching = False
+        now = self._current_loop.time()
+        for connection, transport in list(self._connections.items()):
+            connection.look(transport, now, self._patience)
+        if self._connections:
+            self._watch()
 
     def __call__(self) -> web.RequestHandler:
         return _Connection(
@@ -71,13 +134,67 @@ class _Server(web.Server):
 
 
 class _Connection(web.RequestHandler):
-    __slots__ = ("_held",)
+    __slots__ = ("_begun", "_held", "_owed", "refused")
 
     _held: bool
+    # When the head began to arrive that is not here yet; 0: there is none.
+    _begun: float
+    # When the client was last looked at while it left its answer unread, and the bytes that it had still to take.
+    _owed: tuple[float, int] | None
+    # Whether there are too many others.
+    refused: bool
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._held = False
+        self._held = self.refused = False
+        self._begun, self._owed = 0.0, None
         super().connection_made(transport)
+
+    @property
+    def idle(self) -> bool:
+        """Whether it waits for a request, or for the rest of its head."""
+        return self._waiter is not None and not self._waiter.done() and not self.refused
+
+    def idle_until(self) -> float:
+        """When it will be closed if nothing comes."""
+        return self._next_keepalive_close_time
+
+    def data_received(self, data: bytes) -> None:
+        """Takes what has arrived."""
+        waiter = self._waiter
+        super().data_received(data)
+        if waiter is None or waiter.done():
+            self._begun = 0.0
+        elif not self._begun:
+            self._begun = self._loop.time()
+        if self.refused:
+            self._refuse(503)
+
+    def resume_writing(self) -> None:
+        """The client has taken what it was sent."""
+        self._owed = None
+        super().resume_writing()
+
+    def look(self, transport: asyncio.Transport, now: float, patience: float) -> None:
+        """Ends the connection of a client that takes too long: with the head of a request, or to read its answer."""
+        if self._begun and self.idle and now - self._begun > patience:
+            self._begun = 0.0
+            self._refuse(408)
+        if self._paused or transport.is_closing():
+            left = _unread(transport)
+            since, owed = self._owed = self._owed or (now, left)
+            seconds = now - since
+            if seconds > patience:
+                if owed - left < SLOWEST * seconds:
+                    transport.abort()
+                # What it has taken since counts: its system takes some MB before anybody reads.
+                self._owed = (now, left)
+
+    def _refuse(self, status: int) -> None:
+        """Has an answer sent, and the connection closed, in place of what the client might still send."""
+        self.refused = False
+        self._messages.appendleft((_ErrInfo(status, HttpProcessingError(code=status), ""), EMPTY_PAYLOAD))
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
 
     def pause_reading(self) -> None:
         self._held = True
@@ -96,10 +213,10 @@ class _Connection(web.RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,
     ) -> web.StreamResponse:
-        """Answers what the parser refuses. That is no failure of ours: one access line, and no traceback."""
-        if status != 400:
+        """Answers what is refused before it is a request. No failure of ours: one access line, and no traceback."""
+        if status not in _REFUSALS:
             return super().handle_error(request, status, exc, message)
-        return broken(request)
+        return broken(request, _REFUSALS[status])
 
     async def finish_response(
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
@@ -115,3 +232,14 @@ class _Connection(web.RequestHandler):
         except ConnectionError:
             return resp, True
         return resp, False
+
+
+def _unread(transport: asyncio.Transport) -> int:
+    """The bytes that the client has still to take: ours, and the system's, which it asks for more of only by the MB."""
+    sock = transport.get_extra_info("socket")
+    try:
+        (kept,) = struct.unpack("i", fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4)))
+    except OSError:
+        # It is closed, or the system has another name for it.
+        kept = 0
+    return transport.get_write_buffer_size() + int(kept)

@@ -62,7 +62,11 @@ class Dispatch:
         except asyncio.CancelledError:
             if not deadlines.passed(call):
                 raise
-            answer = _refusal(Problem("timeout"), call, route)
+            if request.content.is_eof():
+                answer = _refusal(Problem("timeout"), call, route)
+            else:
+                answer = _refusal(Problem("request_timeout"), call, route)
+                answer.force_close()
         except Exception as error:
             answer = _refusal(error, call, route)
         finally:
@@ -78,10 +82,10 @@ class Dispatch:
         return answer
 
 
-def broken(request: web.BaseRequest) -> Answer:
-    """Give the answer to what is not HTTP, of which nothing is known, and end the connection."""
+def broken(request: web.BaseRequest, code: str) -> Answer:
+    """Give the answer to what is no request, of which nothing is known, and end the connection."""
     request_id = _new_id()
-    answer = _problem(Problem("bad_request"), request_id)
+    answer = _problem(Problem(code), request_id)
     answer.force_close()
     telemetry.requests.observe(request.method, UNMATCHED, answer.status, 0)
     telemetry.log_request(request_id, request.method, UNMATCHED, answer.status, 0, None)

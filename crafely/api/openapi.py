@@ -249,8 +249,8 @@ def _has_address(route: Route, operation: Operation) -> bool:
 
 
 def _problem_statuses(route: Route, operation: Operation) -> list[int]:
-    # Any request can be broken HTTP, or carry its credentials twice.
-    statuses = {400, 422, 500, 503}
+    # Any request can be broken HTTP, carry its credentials twice, or arrive too slowly.
+    statuses = {400, 408, 422, 500, 503}
     if route.permission is not None:
         statuses.add(401)
     if route.permission not in {None, AUTHENTICATED}:

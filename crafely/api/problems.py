@@ -74,6 +74,11 @@ CODES: dict[str, Code] = {
     ),
     "not_found": Code(404, "Not found", "Nothing stands at this address, or nothing that the caller may see."),
     "method_not_allowed": Code(405, "Method not allowed", "The address exists; the Allow header lists its methods."),
+    "request_timeout": Code(
+        408,
+        "Request too slow",
+        "The request did not arrive within the time limit. Send it in one piece, or less of it.",
+    ),
     "conflict": Code(409, "Conflict", "The request collides with what is stored. Read the present state first."),
     "already_exists": Code(409, "Already exists", "A value that must be unique is taken. Choose another."),
     "already_subscribed": Code(
@@ -238,15 +243,14 @@ _STATES: dict[str, tuple[str, str | None]] = {
     "23505": ("already_exists", "a value that must be unique is taken"),
     "23514": ("invalid", "a value breaks a rule of its table"),
     "25006": ("unavailable", "The database takes no writes at the moment."),
+    "25P03": ("unavailable", None),
     "40001": ("retry", None),
     "40P01": ("retry", None),
     "53": ("unavailable", None),
     "55P03": ("retry", None),
+    "57": ("unavailable", None),
     "57014": ("timeout", None),
-    "57P01": ("unavailable", None),
-    "57P02": ("unavailable", None),
-    "57P03": ("unavailable", None),
-    "57P05": ("unavailable", None),
+    "58": ("unavailable", None),
 }
 
 _HTTP = {

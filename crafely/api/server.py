@@ -45,6 +45,8 @@ def runner(settings: Settings, url: str) -> Runner:
         Dispatch(mount(ROUTES, services), services, settings.request_timeout),
         running,
         max_body=settings.max_body_bytes,
+        max_connections=settings.max_connections,
+        patience=settings.request_timeout,
         keepalive_timeout=KEEPALIVE,
         max_line_size=MAX_HEADER,
         max_field_size=MAX_HEADER,

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import resource
 import shlex
 import socket
 import sys
@@ -15,7 +16,7 @@ from crafely import __version__
 from crafely.cli import keys
 from crafely.cli.listen import ListenError, listen
 from crafely.cli.target import Target, require_schema, target
-from crafely.config import Settings, load
+from crafely.config import Settings, SettingsError, load
 from crafely.db import embedded, migrate
 
 
@@ -39,6 +40,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _run(settings: Settings) -> int:
+    _allow_files(settings)
     with ExitStack() as stack:
         # Before anything is started: a taken port is the commonest mistake.
         sock = stack.enter_context(_listen(settings))
@@ -73,6 +75,23 @@ def _listen(settings: Settings) -> socket.socket:
             with embedded.serving(settings.data_dir, "nowhere yet"):
                 raise error from None
         raise
+
+
+# Files that a process has open besides its clients' connections, and besides those to the database.
+OTHER_FILES = 200
+
+
+def _allow_files(settings: Settings) -> None:
+    """Has the system allow as many open files as there may be connections: at its limit, nobody else would get in."""
+    needed = settings.max_connections + 4 * settings.pool_size + OTHER_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if needed > hard != resource.RLIM_INFINITY:
+        raise SettingsError(
+            f"CRAFELY_MAX_CONNECTIONS: the system allows a process {hard} open files, and this takes {needed}: "
+            "raise its limit (ulimit -Hn), or set fewer"
+        )
+    if needed > soft != resource.RLIM_INFINITY:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
 def _prepare(settings: Settings, found: Target) -> None:

@@ -155,6 +155,7 @@ async def serving(router: Router | None = None, seconds: float = 30, **limits: A
     """A client of the table or of another router, served on a socket of its own. Bodies may have 4096 bytes."""
     services = Services()
     dispatch = Dispatch(router or mount(ROUTES, services), services, seconds)
+    limits = {"max_connections": 1000, "patience": 30, **limits}
     runner = Runner(dispatch, _nothing_to_open, max_body=4096, shutdown_timeout=1, **limits)
     client: Client = TestClient(_Served(runner))
     async with client:

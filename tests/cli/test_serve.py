@@ -13,7 +13,7 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from crafely.cli.target import Target
-from tests.cli.conftest import Refused, Serving, crafely, processes, shell
+from tests.cli.conftest import PROGRAM, Refused, Serving, crafely, processes, shell
 
 SECRET = "hunter2"  # never to be printed
 NO_URL = "CRAFELY_DATABASE_URL: expected a URL such as postgresql://user@host/name"
@@ -204,3 +204,19 @@ def test_a_full_disk_is_one_line(small_disk: Path) -> None:
     line = done.stderr.splitlines()[-1]
     assert line == f"crafely: {small_disk}/.crafely: the disk is full; free some space and start again"
     assert processes(small_disk) == {}
+
+
+def test_more_connections_than_the_system_has_files_for_are_refused_at_the_start(folder: Path) -> None:
+    done = shell(folder, "ulimit -n 500", f"{PROGRAM} serve --port 0 || echo refused")
+    assert done.stdout == "refused\n"
+    assert re.fullmatch(
+        r"crafely: CRAFELY_MAX_CONNECTIONS: the system allows a process 500 open files, .*\n", done.stderr
+    )
+
+
+def test_it_has_files_for_all_its_connections(folder: Path, database_url: str) -> None:
+    few = ("/bin/bash", "-c", 'ulimit -Sn 300; exec "$0" serve --port 0', PROGRAM)
+    serving = Serving(folder, command=few, CRAFELY_DATABASE_URL=database_url).ready()
+    limits = Path(f"/proc/{serving.process.pid}/limits").read_text()
+    assert int(re.findall(r"Max open files +(\d+)", limits)[0]) >= 1200
+    serving.stop()
