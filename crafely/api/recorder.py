@@ -24,4 +24,4 @@ def recorder(database: Database, *, queue: int) -> Coalescer[bytes, Recorded]:
 
     channels = [database.channel("crafely_meter") for _ in range(CHANNELS)]
     # A record whose connection was lost may be stored: sent again by us it could count twice.
-    return Coalescer(send, channels, batch=BATCH, queue=queue, repeatable=False)
+    return Coalescer(send, channels, batch=BATCH, queue=queue, seconds=database.pool_timeout, repeatable=False)

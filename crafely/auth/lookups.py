@@ -22,4 +22,4 @@ def lookups(database: Database, *, queue: int) -> Coalescer[str, KeyRecord | Non
         return [found.get(key_id) for key_id in key_ids]
 
     channels = [database.channel("crafely_auth") for _ in range(CHANNELS)]
-    return Coalescer(send, channels, batch=BATCH, queue=queue, repeatable=True)
+    return Coalescer(send, channels, batch=BATCH, queue=queue, seconds=database.pool_timeout, repeatable=True)

@@ -7,8 +7,10 @@ there. What is sent is the same as in session.py, and so are values, rows and er
 
 import asyncio
 import os
+import socket
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import psycopg
@@ -22,8 +24,48 @@ Connection = AsyncConnection[tuple[Any, ...]]
 # Told about every statement: its name, its seconds, and whether it failed.
 Observer = Callable[[str, float, bool], None]
 
+SILENT = "the server does not answer"
+
 # Seconds within which an answer is worth being waited for awake.
 _QUICK = 0.0005
+
+
+class Patience:
+    """Gives up a server, or a network, that says nothing at all while psycopg waits in the block: a context manager.
+
+    Takes the connection and how many seconds it may take. Who waits then gets an OperationalError, and the connection
+    is lost. A cancellation would not do: psycopg answers it by asking the same silent server to cancel the statement.
+    """
+
+    __slots__ = ("_connection", "_seconds", "_silent", "_timer")
+
+    def __init__(self, connection: Connection, seconds: float) -> None:
+        self._connection = connection
+        self._seconds = seconds
+        self._silent = False
+
+    def __enter__(self) -> "Patience":
+        self._timer = asyncio.get_running_loop().call_later(self._seconds, self._shut)
+        return self
+
+    def renew(self) -> None:
+        """Begins anew: another statement is sent."""
+        self._timer.cancel()
+        self.__enter__()
+
+    def _shut(self) -> None:
+        self._silent = True
+        # By another descriptor of the same socket: libpq, and the event loop, find it at its end.
+        with (
+            suppress(psycopg.OperationalError, OSError),
+            socket.socket(fileno=os.dup(self._connection.pgconn.socket)) as same,
+        ):
+            same.shutdown(socket.SHUT_RDWR)
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        self._timer.cancel()
+        if self._silent and isinstance(error, psycopg.OperationalError):
+            raise psycopg.OperationalError(SILENT) from None
 
 
 class Channel:
@@ -160,7 +202,7 @@ class Channel:
         One timer for all statements: to make and to cancel one costs a twentieth of a lookup.
         """
         if self._answer is not None and time.monotonic() - self._begun > self._seconds:
-            self._lose(psycopg.OperationalError("the server does not answer"))
+            self._lose(psycopg.OperationalError(SILENT))
         if self._connection is not None:
             self._watching = asyncio.get_running_loop().call_later(self._seconds / 10, self._watch)
 

@@ -49,9 +49,17 @@ class Coalescer(Generic[Item, Answer]):
     """
 
     def __init__(
-        self, send: Send[Item, Answer], channels: Sequence[Channel], *, batch: int, queue: int, repeatable: bool
+        self,
+        send: Send[Item, Answer],
+        channels: Sequence[Channel],
+        *,
+        batch: int,
+        queue: int,
+        seconds: float,
+        repeatable: bool,
     ) -> None:
-        """Takes the statement, the connections, the most items of a batch and the most callers that may wait.
+        """Takes the statement, the connections, the most items of a batch, the most callers that may wait, and the
+        seconds for which one of them waits for a connection at most.
 
         ``repeatable``: whether a batch whose connection was lost may be sent again, which is so when it only reads.
         """
@@ -59,6 +67,7 @@ class Coalescer(Generic[Item, Answer]):
         self._channels = channels
         self._batch = batch
         self._queue = queue
+        self._seconds = seconds
         self._repeatable = repeatable
         self._waiting: list[tuple[Item, asyncio.Future[Answer]]] = []
         # One for each worker that has nothing to do; done means that it has been told to look.
@@ -67,6 +76,9 @@ class Coalescer(Generic[Item, Answer]):
         # Connections that have nothing to do.
         self._free = len(channels)
         self._closing = False
+        # Who waited at the front when it was last looked, and how many did.
+        self._seen: tuple[object, int] = (None, 0)
+        self._looking: asyncio.TimerHandle | None = None
         # How many items and batches were sent, for the metrics.
         self.items = 0
         self.batches = 0
@@ -82,6 +94,7 @@ class Coalescer(Generic[Item, Answer]):
             await channel.open()
         self._loop = asyncio.get_running_loop()
         self._workers = [asyncio.create_task(self._work(channel)) for channel in self._channels]
+        self._look()
 
     async def close(self) -> None:
         """Answers who waits, then gives the connections back. Nobody may come any more."""
@@ -90,6 +103,8 @@ class Coalescer(Generic[Item, Answer]):
             idle.set_result(None)
         self._idle = []
         await asyncio.gather(*self._workers)
+        if self._looking is not None:
+            self._looking.cancel()
         for channel in self._channels:
             await channel.close()
 
@@ -106,6 +121,15 @@ class Coalescer(Generic[Item, Answer]):
         if self._idle:
             self._idle.pop().set_result(None)
         return future
+
+    def _look(self) -> None:
+        """Tells those who have waited too long: half of the time ago they waited, and nobody has been sent since."""
+        front, count = self._seen
+        if self._waiting and self._waiting[0] is front:
+            late, self._waiting = self._waiting[:count], self._waiting[count:]
+            self._fail(late, DatabaseUnavailableError("no connection became free"))
+        self._seen = (self._waiting[0] if self._waiting else None, len(self._waiting))
+        self._looking = self._loop.call_later(self._seconds / 2, self._look)
 
     async def _work(self, channel: Channel) -> None:
         pause = 0.0

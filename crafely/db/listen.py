@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 
 import psycopg
 
-from crafely.db.channel import Connection
+from crafely.db.channel import SILENT, Connection, Patience
 
 log = logging.getLogger(__name__)
 
@@ -69,8 +69,9 @@ class Listener:
         try:
             # Something may be told before the answer to LISTEN has been read.
             connection.add_notify_handler(lambda told: self._heard(told.payload))
-            # An identifier cannot be a parameter; this one is the program's own.
-            await connection.execute(f'listen "{self._channel}"'.encode())
+            with Patience(connection, ANSWER):
+                # An identifier cannot be a parameter; this one is the program's own.
+                await connection.execute(f'listen "{self._channel}"'.encode())
         except BaseException:
             await connection.close()
             raise
@@ -104,7 +105,7 @@ class Listener:
                 async with asyncio.timeout(ANSWER):
                     await self._spoke.wait()
             except TimeoutError:
-                self._lose(psycopg.OperationalError("the server does not answer"))
+                self._lose(psycopg.OperationalError(SILENT))
             except psycopg.Error as error:
                 self._lose(error)
 

@@ -6,6 +6,7 @@ statement together, without BEGIN. PostgreSQL treats what stands before the sync
 it works behind a transaction pooler and cannot leak to the next user of the connection.
 """
 
+import re
 import select
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -21,7 +22,7 @@ from psycopg.rows import TupleRow
 from psycopg_pool import AsyncConnectionPool
 
 from crafely.db.adapters import ADAPTERS
-from crafely.db.channel import Channel, Connection, Observer
+from crafely.db.channel import SILENT, Channel, Connection, Observer, Patience
 from crafely.db.query import Result, Statement, WrongRoleError, check_role
 from crafely.db.tls import secured
 
@@ -33,6 +34,12 @@ _SET_IDENTITY = (
 CONNECT_SECONDS = 5
 # Seconds beyond the time limit of a statement after which a server that says nothing is given up.
 _SILENCE = 2.0
+# For how long a pool tries again to make a connection, at longer and longer intervals, until somebody asks for one.
+_RECONNECT = 2.0
+# A connection that is refused has no SQLSTATE in libpq, only its text.
+_PASSES = re.compile(
+    f"too many (clients|connections)|connection slots|timeout expired|{SILENT}|initialization incomplete"
+)
 # Statements that are prepared on one connection; far more than there are files.
 _PREPARED_MAX = 1000
 
@@ -51,12 +58,20 @@ NOBODY = Identity(user_id="")
 class DatabaseUnavailableError(ConnectionError):
     """The database cannot be reached, or refuses us: one line that says why, without the password."""
 
+    @property
+    def passes(self) -> bool:
+        """Whether it is known to pass by itself: others use all connections, or nothing is heard."""
+        return _PASSES.search(str(self)) is not None
+
 
 class Transaction:
     """Runs statements on one connection, in one transaction. Made by ``Session.transaction``."""
 
-    def __init__(self, connection: Connection, pipeline: AsyncPipeline, role: str, observe: Observer) -> None:
+    def __init__(
+        self, connection: Connection, pipeline: AsyncPipeline, patience: Patience, role: str, observe: Observer
+    ) -> None:
         self._connection = connection
+        self._patience = patience
         self._pipeline = pipeline
         self._role = role
         self._observe = observe
@@ -66,6 +81,7 @@ class Transaction:
     async def execute(self, statement: Statement, values: Sequence[Any]) -> Result:
         """Runs a statement; nothing of it stays unless the whole transaction commits."""
         check_role(statement, self._role)
+        self._patience.renew()
         try:
             with _Watch(statement.name, self._observe):
                 cursor = _cursor(self._connection, statement)
@@ -80,8 +96,16 @@ class Transaction:
 class Session:
     """Runs each statement in a transaction of its own, as one role, for one identity. Made by ``Database.session``."""
 
-    def __init__(self, pool: AsyncConnectionPool[Connection], role: str, identity: Identity, observe: Observer) -> None:
+    def __init__(  # what Database.session knows
+        self,
+        pool: AsyncConnectionPool[Connection],
+        role: str,
+        identity: Identity,
+        seconds: float,
+        observe: Observer,
+    ) -> None:
         self._pool = pool
+        self._seconds = seconds
         self._role = role
         self._identity = identity
         self._observe = observe
@@ -90,12 +114,13 @@ class Session:
         """Runs a statement in one round trip. A plan that a migration made stale is made anew, once."""
         check_role(statement, self._role)
         with _Watch(statement.name, self._observe):
-            async with _connection(self._pool) as connection:
+            async with _connection(self._pool, self._seconds) as (connection, patience):
                 try:
                     return await self._once(connection, statement, values)
                 except (psycopg.errors.FeatureNotSupported, psycopg.errors.InvalidSqlStatementName):
                     # "cached plan must not change result type", or a pooler gave us another server connection. The
                     # statement had no effect; psycopg forgets its prepared statements when it sees this command.
+                    patience.renew()
                     await connection.execute("deallocate all")
                     return await self._once(connection, statement, values)
 
@@ -115,18 +140,22 @@ class Session:
 
         BEGIN and the identity travel with the first statement: n statements take n + 1 round trips.
         """
-        async with _connection(self._pool) as connection, connection.pipeline() as pipeline:
+        async with (
+            _connection(self._pool, self._seconds) as (connection, patience),
+            connection.pipeline() as pipeline,
+        ):
             # psycopg's own transaction() would wait for the server once at the beginning and twice more at the end.
             control = AsyncRawCursor(connection)
             await control.execute(b"begin")
             if self._identity is not NOBODY:
                 await _identify(connection, self._identity)
-            transaction = Transaction(connection, pipeline, self._role, self._observe)
+            transaction = Transaction(connection, pipeline, patience, self._role, self._observe)
             yield transaction
             if transaction.failed:
                 # COMMIT would roll back and say nothing. (The connection's own status may be behind: it changes only
                 # when the pipeline's end is read.)
                 raise psycopg.errors.InFailedSqlTransaction("a statement failed, and its error was swallowed")
+            patience.renew()
             await control.execute(b"commit")
             # After an error the connection rolls back on its way to the pool. A ROLLBACK within the pipeline would not
             # do: psycopg then deallocates its statements only after it has prepared the next one.
@@ -154,7 +183,8 @@ class Database:
             self._given = conninfo_to_dict(self._url)
         except psycopg.ProgrammingError as error:
             raise DatabaseUnavailableError(unavailable(url, error)) from None
-        self._timeout = pool_timeout
+        # How many seconds a caller waits for a connection, here or in a coalescer.
+        self.pool_timeout = pool_timeout
         self._statement_timeout = statement_timeout
         self._observe = observe
         # Users' statements are most of the work; the other roles run few, short ones.
@@ -170,9 +200,10 @@ class Database:
             min_size=1,
             max_size=size,
             open=False,
-            timeout=self._timeout,
+            timeout=self.pool_timeout,
             max_waiting=size * 100,
             max_idle=300,
+            reconnect_timeout=_RECONNECT,
             name=role,
             configure=configure,
             connection_class=AsyncConnection,
@@ -211,7 +242,7 @@ class Database:
                 async with await AsyncConnection.connect(self._url, **self._options(role)) as probe:
                     await _check_login(probe, role)
             for pool in self.pools.values():
-                await pool.open(wait=True, timeout=self._timeout * 2)
+                await pool.open(wait=True, timeout=self.pool_timeout * 2)
         except psycopg.Error as error:
             raise DatabaseUnavailableError(unavailable(self._url, error)) from None
 
@@ -222,7 +253,7 @@ class Database:
 
     def session(self, role: str, identity: Identity = NOBODY) -> Session:
         """A session of one role for one identity: cheap, one for each request. Connections are taken a statement."""
-        return Session(self.pools[role], role, identity, self._observe)
+        return Session(self.pools[role], role, identity, self._statement_timeout + _SILENCE, self._observe)
 
     async def connect(self, role: str) -> Connection:
         """A connection that belongs to no pool, to be closed by whoever asked for it. Raises psycopg's errors."""
@@ -286,8 +317,10 @@ def unavailable(url: str, error: psycopg.Error) -> str:
 
 
 @asynccontextmanager
-async def _connection(pool: AsyncConnectionPool[Connection]) -> AsyncIterator[Connection]:
-    """A connection of the pool, and none that the server has closed while it was idle.
+async def _connection(
+    pool: AsyncConnectionPool[Connection], seconds: float
+) -> AsyncIterator[tuple[Connection, Patience]]:
+    """A connection of the pool, and none that the server has closed while it was idle; lost after seconds of silence.
 
     So a restart of the server fails the statements that run, and none that come after. (The pool's own ``check`` would
     wait a second or more after each connection that fails it.)
@@ -298,8 +331,9 @@ async def _connection(pool: AsyncConnectionPool[Connection]) -> AsyncIterator[Co
         await pool.putconn(connection)
         connection = await pool.getconn()
     try:
-        async with connection:
-            yield connection
+        with Patience(connection, seconds) as patience:
+            async with connection:
+                yield connection, patience
     finally:
         await pool.putconn(connection)
 
@@ -318,7 +352,8 @@ def _closed(connection: Connection) -> bool:
 
 
 async def _check_login(connection: Connection, role: str) -> None:
-    cursor = await connection.execute("select current_user")
+    with Patience(connection, CONNECT_SECONDS):
+        cursor = await connection.execute("select current_user")
     if (row := await cursor.fetchone()) and row[0] != role:
         # A pooler that drops the option would leave us with all the rights of the login.
         raise WrongRoleError(f"this connection runs as {row[0]}, not as {role}")

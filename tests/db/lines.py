@@ -59,11 +59,13 @@ class Sender:
 class Line:
     """A coalescer, its sender and its channels."""
 
-    def __init__(self, sender: Sender, channels: list[Channel], *, batch: int, queue: int) -> None:
+    def __init__(self, sender: Sender, channels: list[Channel], *, batch: int, queue: int, seconds: float) -> None:
         self.sender = sender
         self.channels = channels
         reads = "insert" not in sender._statement.name
-        self.coalescer = Coalescer[str, str](sender, channels, batch=batch, queue=queue, repeatable=reads)
+        self.coalescer = Coalescer[str, str](
+            sender, channels, batch=batch, queue=queue, seconds=seconds, repeatable=reads
+        )
         self.ask = self.coalescer.ask
 
     def ask_all(self, *items: object) -> "asyncio.Future[list[str | BaseException]]":
@@ -76,11 +78,24 @@ def echoes(*items: object) -> list[str]:
 
 @asynccontextmanager
 async def line(
-    url: str, text: str = ECHO, *, channels: int = 1, batch: int = 128, queue: int = 10_000, limit: float = 20
+    url: str,
+    text: str = ECHO,
+    *,
+    channels: int = 1,
+    batch: int = 128,
+    queue: int = 10_000,
+    limit: float = 20,
+    seconds: float = 60,
 ) -> AsyncIterator[Line]:
     # A caller who is never answered fails his test.
     async with asyncio.timeout(60), opened(url, roles=[], statement_timeout=limit) as database:
-        made = Line(Sender(text), [database.channel(ROLE) for _ in range(channels)], batch=batch, queue=queue)
+        made = Line(
+            Sender(text),
+            [database.channel(ROLE) for _ in range(channels)],
+            batch=batch,
+            queue=queue,
+            seconds=seconds,
+        )
         await made.coalescer.open()
         try:
             yield made

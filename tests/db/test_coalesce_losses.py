@@ -172,3 +172,20 @@ async def test_a_connection_that_cannot_be_made_fails_nobody_while_another_works
             await until(lambda: tried >= 3)
         assert await first == "<first>"
         assert await others == echoes(*range(1000))
+
+
+async def test_who_waits_too_long_for_a_connection_is_told_and_who_is_sent_is_not(
+    database_url: str, superuser: psycopg.Connection
+) -> None:
+    async with line(database_url, seconds=0.4) as one:
+        with hold(superuser):
+            first = one.ask("sent")
+            await in_flight(superuser)
+            waiting = [one.ask(str(number)) for number in range(3)]
+            for future in waiting:
+                with pytest.raises(DatabaseUnavailableError, match="no connection became free"):
+                    await future
+            later = one.ask("later")
+        assert await first == "<sent>"
+        assert await later == "<later>"
+        assert one.sender.batches == [["sent"], ["later"]]
