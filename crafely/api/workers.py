@@ -23,8 +23,8 @@ from crafely.db.session import DatabaseUnavailableError, accepts
 
 log = logging.getLogger(__name__)
 
-# Seconds without a sign of life after which a worker is replaced.
-WORKER_TIMEOUT = 60
+# Seconds without a sign of life after which a worker is replaced, at least: it may have to wait for the database.
+WORKER_TIMEOUT = 12
 # How often a worker that starts is refused by the database before it gives up, and the seconds between two attempts.
 REFUSALS, RETRY_SECONDS = 3, 0.2
 
@@ -87,24 +87,24 @@ class _Worker(GunicornUVLoopWebWorker):
         """Starts as soon as the database's server is there.
 
         A worker is also started because another one has died, and the database may be away at that moment: the other
-        workers wait for it, and so does this one. That ends nothing; a server that is there and refuses us does.
+        workers wait for it, and so does this one; also while others use all of its connections. That ends nothing; a
+        server that is there and refuses us does.
         """
-        for refused in range(1, REFUSALS + 1):
-            while self.alive and not accepts(self.app.url):
-                log.warning("this worker waits for the database")
-                self.notify()
-                await asyncio.sleep(RETRY_SECONDS)
-            if not self.alive:
-                return
-            try:
-                await super()._run()
-            except DatabaseUnavailableError:
-                # Or it has gone, or come, since it was asked.
-                if refused == REFUSALS:
-                    raise
-                await asyncio.sleep(RETRY_SECONDS)
-            else:
-                return
+        refused = 0
+        while self.alive:
+            if accepts(self.app.url):
+                try:
+                    await super()._run()
+                except DatabaseUnavailableError as error:
+                    # Or it has gone, or come, since it was asked.
+                    refused += not error.passes
+                    if refused == REFUSALS:
+                        raise
+                else:
+                    return
+            log.warning("this worker waits for the database")
+            self.notify()
+            await asyncio.sleep(RETRY_SECONDS)
 
 
 class _Application(BaseApplication):  # type: ignore[misc]  # gunicorn ships no types
@@ -122,7 +122,8 @@ class _Application(BaseApplication):  # type: ignore[misc]  # gunicorn ships no 
             "bind": f"fd://{self._socket.detach()}",
             "workers": self._settings.workers,
             "worker_class": _Worker,
-            "timeout": WORKER_TIMEOUT,
+            # Nobody's request is to wait longer for one that does nothing.
+            "timeout": max(WORKER_TIMEOUT, int(self._settings.request_timeout)),
             "graceful_timeout": int(self._settings.shutdown_grace) + 1,
             "logger_class": _Logger,
             "control_socket_disable": True,
