@@ -10,7 +10,7 @@ from msgspec import inspect
 import crafely
 from crafely.api import preconditions
 from crafely.api.problems import CODES, CONTENT_TYPE, Problem, ProblemDetails
-from crafely.api.wire import AUTHENTICATED, Operation, Route, signature
+from crafely.api.wire import AUTHENTICATED, MAX_PARAMETER, Body, Operation, Route, signature
 
 Schema = dict[str, Any]
 
@@ -23,10 +23,13 @@ answer carries X-Request-Id: that of the request if it had one, else a new one. 
 """
 _REQUEST_ID = {
     "X-Request-Id": {
+        "required": True,
         "description": "The request's id, in the server's log too.",
         "schema": {"type": "string", "pattern": "^[A-Za-z0-9._-]{1,128}$"},
     }
 }
+# Python's $ also matches before a last newline, JSON Schema's does not: the look-ahead makes both mean the end.
+_PRINTABLE = r"^[^\u0000-\u001f\u007f]+(?!\n)$"
 _ETAG = {"ETag": {"description": "The version that is shown.", "schema": {"type": "string"}}}
 _TAGS = {"type": "string", "pattern": preconditions.TAGS}
 _IF_MATCH = {
@@ -43,7 +46,9 @@ _IF_NONE_MATCH = {
     "description": "ETags, or *: if it is still one of them, the answer is 304.",
     "schema": _TAGS,
 }
-_LOCATION = {"Location": {"description": "The address of what was created.", "schema": {"type": "string"}}}
+_LOCATION = {
+    "Location": {"required": True, "description": "The address of what was created.", "schema": {"type": "string"}}
+}
 
 
 def build(routes: Sequence[Route]) -> bytes:
@@ -104,7 +109,7 @@ def _schemas(operations: list[tuple[Route, Operation]]) -> tuple[dict[int, Schem
     schemas, components = msgspec.json.schema_components(kinds, ref_template=_REF)
     components = dict(components)
     for struct in _structs(kinds):
-        _date(struct, components)
+        _say_more(struct, components)
     return {id(kind): schema for kind, schema in zip(kinds, schemas, strict=True)}, components
 
 
@@ -127,18 +132,20 @@ def _structs(kinds: Sequence[Any]) -> Iterator[inspect.StructType]:
                 waiting.append(item)
 
 
-def _date(struct: inspect.StructType, components: dict[str, Any]) -> None:
-    """Say date-time where msgspec says string, for it does so only where the type asks for an offset."""
+def _say_more(struct: inspect.StructType, components: dict[str, Any]) -> None:
+    """Say what msgspec leaves out: date-time without a promised offset, and that a decimal may be sent as a number."""
     properties: Schema = next(
         (one["properties"] for one in components.values() if one["title"] == struct.cls.__name__), {}
     )
     for field in struct.fields:
         types = field.type.types if isinstance(field.type, inspect.UnionType) else (field.type,)
-        if any(isinstance(part, inspect.DateTimeType) for part in types) and field.encode_name in properties:
-            schema = properties[field.encode_name]
-            for part in schema.get("anyOf", [schema]):
-                if part.get("type") == "string":
-                    part["format"] = "date-time"
+        for part in properties.get(field.encode_name, {}).get("anyOf", [properties.get(field.encode_name, {})]):
+            if part.get("type") != "string":
+                continue
+            if any(isinstance(type_, inspect.DateTimeType) for type_ in types):
+                part["format"] = "date-time"
+            elif any(isinstance(type_, inspect.DecimalType) for type_ in types) and issubclass(struct.cls, Body):
+                part["type"] = ["string", "number"]
 
 
 def _tags(operations: list[tuple[Route, Operation]]) -> list[Schema]:
@@ -189,7 +196,8 @@ def _may_be_known(route: Route, operation: Operation) -> bool:
 
 
 def _path_parameter(name: str) -> Schema:
-    return {"name": name, "in": "path", "required": True, "schema": {"type": "string", "maxLength": 255}}
+    schema = {"type": "string", "minLength": 1, "maxLength": MAX_PARAMETER, "pattern": _PRINTABLE}
+    return {"name": name, "in": "path", "required": True, "schema": schema}
 
 
 def _query_parameters(operation: Operation) -> Iterator[Schema]:

@@ -21,6 +21,7 @@ class Change(Body, kw_only=True, frozen=True):
 
     name: Annotated[str, Meta(max_length=255)] | UnsetType = UNSET
     tools: FreeObject | UnsetType = UNSET
+    price: Decimal | None | UnsetType = UNSET
     until: Timestamp | None | UnsetType = UNSET
 
 
@@ -169,6 +170,9 @@ def test_bodies_of_patch_require_nothing_and_refuse_the_unknown(document: dict[s
 def test_answers(document: dict[str, Any]) -> None:
     paths = document["paths"]
     assert "content" not in paths["/v1/things/{id}"]["delete"]["responses"]["204"]
+    for response in paths["/v1/things"]["post"]["responses"].values():
+        if "$ref" not in response:
+            assert response["headers"]["X-Request-Id"]["required"] is True
     # A list of things has no address.
     assert "Location" not in paths["/v1/things"]["post"]["responses"]["201"]["headers"]
     assert paths["/page"]["get"]["responses"]["200"]["content"] == {"text/html": {"schema": {"type": "string"}}}
@@ -182,6 +186,20 @@ def test_times_say_that_they_are_times_wherever_they_stand(document: dict[str, A
     assert schemas["Thing"]["properties"]["createdAt"] == {"type": "string", "format": "date-time"}
     assert schemas["Part"]["properties"]["madeAt"]["anyOf"][0] == {"type": "string", "format": "date-time"}
     assert schemas["Thing"]["properties"]["id"] == {"type": "string"}
+
+
+def test_a_decimal_is_answered_as_a_string_and_taken_as_a_number_too(document: dict[str, Any]) -> None:
+    schemas = document["components"]["schemas"]
+    assert schemas["Thing"]["properties"]["price"] == {"type": "string", "format": "decimal"}
+    sent = {"type": ["string", "number"], "format": "decimal"}
+    assert schemas["Change"]["properties"]["price"]["anyOf"] == [sent, {"type": "null"}]
+
+
+def test_a_parameter_of_a_path_says_what_it_may_hold(document: dict[str, Any]) -> None:
+    (parameter,) = document["paths"]["/v1/things/{id}"]["patch"]["parameters"]
+    validator = Draft202012Validator(parameter["schema"])
+    assert [text for text in ("", "a\0", "a\n", "\x7f", "x" * 256, 1) if validator.is_valid(text)] == []
+    assert [text for text in ("a", "é ", "x" * 255, "a/b\\") if not validator.is_valid(text)] == []
 
 
 def test_problem_examples_are_problems(document: dict[str, Any]) -> None:
