@@ -10,7 +10,7 @@ SQL_FILES := $(wildcard sql/*/*.sql migrations/*.sql crafely/db/objects/*.sql)
 # Another server for the tests: PG=/usr/lib/postgresql/15/bin (its programs) or PG=postgresql://… (one that runs).
 PG ?= $(CRAFELY_TEST_POSTGRES)
 
-.PHONY: run test torture soak lint schema check wheel audit-dependencies constraints clean
+.PHONY: run test torture soak schemathesis lint schema check wheel audit-dependencies constraints clean
 
 run: $(VENV)/.run  ## install, start the embedded PostgreSQL, migrate, print a key, serve
 	@exec $(BIN)/crafely serve
@@ -28,6 +28,11 @@ MINUTES ?= 10
 
 soak: $(VENV)/.dev  ## a mixed load for MINUTES, every answer looked at; some seconds of it are among the tests
 	SOAK_MINUTES=$(MINUTES) CRAFELY_TEST_POSTGRES="$(PG)" $(BIN)/python -m pytest -s -q -o faulthandler_timeout=0 tests/soak
+
+REQUESTS ?= 20000
+
+schemathesis: $(VENV)/.dev  ## REQUESTS requests made from /openapi.json; some two thousand of them are among the tests
+	SCHEMATHESIS_REQUESTS=$(REQUESTS) CRAFELY_TEST_POSTGRES="$(PG)" $(BIN)/python -m pytest -s -q -o faulthandler_timeout=0 tests/schemathesis
 
 lint: $(VENV)/.dev $(VENV)/.sqlfluff  ## lint, format and types, of Python and of SQL
 	$(BIN)/ruff check
