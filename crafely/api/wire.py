@@ -240,7 +240,7 @@ def bind(route: Route, services: Services) -> Callable[[Call], Awaitable[Answer]
             body = _small_body(request, headers)
             arguments["body"] = decode(body if body is not None else await request.read(), decoder)
         result = await handler(call, **arguments)
-        return _answer(call, route, result, tagged=operation.tagged and arguments.get("query") == plain)
+        return _answer(call, route, result, operation, plain=arguments.get("query") == plain)
 
     return serve
 
@@ -251,11 +251,14 @@ def _refuse_if_match(request: web.BaseRequest) -> None:
         raise invalid("no such precondition; this operation takes none", parameter="If-Match")
 
 
-def _answer(call: Call, route: Route, result: Any, *, tagged: bool) -> Answer:
-    if tagged:
-        tag = call.headers[hdrs.ETAG] = entity_tag(result)
+def _answer(call: Call, route: Route, result: Any, operation: Operation, *, plain: bool) -> Answer:
+    if operation.tagged:
         headers = call.request.headers
-        if route.method == "GET" and hdrs.IF_NONE_MATCH in headers and unchanged(headers, tag):
+        tag = entity_tag(result)
+        if plain:
+            call.headers[hdrs.ETAG] = tag
+        # Looked at where the answer has no tag, too: what is no list of tags is refused there as well.
+        if route.method == "GET" and hdrs.IF_NONE_MATCH in headers and unchanged(headers, tag) and plain:
             return Answer(304, None, headers=call.headers)
     if result is None:
         return Answer(204, None, headers=call.headers)

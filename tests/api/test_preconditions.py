@@ -106,8 +106,9 @@ async def test_what_is_no_list_of_tags_is_refused(api: Api, bad: str) -> None:
     changed = {"name": "never"}
     refused = await api.admin.patch(address, changed, expect=422, headers={"If-Match": bad})
     assert refused.places == ["If-Match"]
-    refused = await api.admin.get(address, expect=422, headers={"If-None-Match": bad})
-    assert refused.places == ["If-None-Match"]
+    for query in ("", "?include=threads"):
+        refused = await api.admin.get(address + query, expect=422, headers={"If-None-Match": bad})
+        assert refused.places == ["If-None-Match"]
 
 
 async def test_a_list_in_two_lines_is_one_list(api: Api) -> None:

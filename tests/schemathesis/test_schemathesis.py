@@ -48,6 +48,10 @@ enabled = false
 
 [generation]
 database = "none"
+
+# With 412: a version that a client names fits its description, and is seldom the one that is stored.
+[checks.positive_data_acceptance]
+expected-statuses = ["2xx", "3xx", "401", "403", "404", "409", "412", "429", "5xx"]
 """
 
 
