@@ -46,6 +46,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     # other database they must be said. A Keyring shows no key, so neither do settings.
     encryption_keys: Keyring | None = None
 
+    # Backups. None: none is made by itself. So many hours are between two, and so many of them are kept.
+    backup_dir: Path | None = None
+    backup_hours: Annotated[float, Meta(gt=0, le=24 * 366)] = 24
+    backup_keep: Annotated[int, Meta(ge=1, le=10_000)] = 14
+
     # HTTP.
     host: str = "127.0.0.1"
     port: Port = 8000

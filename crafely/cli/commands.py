@@ -8,18 +8,22 @@ from typing import NoReturn
 import psycopg
 
 from crafely import __version__
-from crafely.cli import bench, catalog, check, explain, keys, migrate, monitor, openapi, serve, usage
+from crafely.cli import backup, bench, catalog, check, explain, keys, migrate, monitor, openapi, serve, usage
 from crafely.cli.listen import ListenError
 from crafely.config import SettingsError
+from crafely.db.backup.folder import BackupError
 from crafely.db.embedded import EmbeddedError
 from crafely.db.migration_files import MigrationError
 from crafely.db.query import WrongRoleError
 from crafely.db.session import DatabaseUnavailableError
+from crafely.keyring import KeyringError
 
 # What a person can mend: one line, and exit code 1. Anything else is our fault and shows its traceback.
 _EXPECTED = (
     SettingsError,
     EmbeddedError,
+    BackupError,
+    KeyringError,
     MigrationError,
     DatabaseUnavailableError,
     WrongRoleError,
@@ -52,6 +56,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"crafely {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for group in (serve, keys, usage, migrate, check, explain, catalog, monitor, openapi, bench):
+    for group in (serve, keys, usage, migrate, check, explain, catalog, monitor, backup, openapi, bench):
         group.add(commands)
     return parser
