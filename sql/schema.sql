@@ -347,7 +347,7 @@ create index api_keys_user_id_active_created_at_id_idx
 
 create index api_keys_user_id_created_at_id_idx on api_keys using btree (user_id, created_at desc, id desc);
 
-create index api_keys_user_id_rotated_from_idx
+create unique index api_keys_user_id_rotated_from_idx
     on api_keys using btree (user_id, rotated_from)
     where rotated_from is not null;
 

@@ -20,6 +20,7 @@ from crafely.api.wire import (
     ListQuery,
     Page,
     Problem,
+    Query,
     Timestamp,
     found,
     in_utc,
@@ -28,6 +29,7 @@ from crafely.api.wire import (
     position,
 )
 from crafely.auth import keys
+from crafely.auth.families import MAX_OVERLAP, revoke_family
 from crafely.auth.permissions import Permissions, allows, duplicates, excess
 from crafely.store import api_keys, usage
 from crafely.store.api_keys import ApiKey
@@ -66,6 +68,21 @@ class CreatedApiKey(ApiKey, frozen=True):
     usage_id: str | None
 
 
+class Rotation(Body, kw_only=True, frozen=True):
+    """How a key is replaced."""
+
+    overlap_seconds: Annotated[
+        int, Meta(ge=0, le=MAX_OVERLAP, description="How long the old key stays good, in seconds; 0 revokes it now.")
+    ]
+
+
+class RotatedApiKey(ApiKey, frozen=True):
+    """A key just made in the place of another, which `rotatedFrom` names."""
+
+    # The token itself. It is shown this once and kept nowhere.
+    key: str
+
+
 class PresentedKey(Body, kw_only=True, frozen=True):
     """An API key that somebody presents, and what it must be allowed to do."""
 
@@ -97,6 +114,18 @@ class ListApiKeys(ListQuery, kw_only=True, frozen=True):
     """Which keys to list."""
 
     active: Annotated[bool, Meta(description="true: only active keys; false: only revoked ones.")] | None = None
+    expired: (
+        Annotated[bool, Meta(description="true: only keys whose end has come; false: only those whose end has not.")]
+        | None
+    ) = None
+
+
+class RevokeApiKey(Query, kw_only=True, frozen=True):
+    """What to revoke along."""
+
+    family: Annotated[
+        bool, Meta(description="true: also every key that it replaced, and every key that replaced it.")
+    ] = False
 
 
 async def create(call: Call, body: NewApiKey) -> CreatedApiKey:
@@ -171,18 +200,32 @@ _NOT_FOUND = Verification(valid=False, code="NOT_FOUND")
 async def list_(call: Call, query: ListApiKeys) -> Page[ApiKey]:
     """List API keys.
 
-    The caller's own, newest first. `active=true` leaves out revoked ones.
+    The caller's own, newest first. `active=true` leaves out revoked ones, `expired=false` those whose end has come:
+    both together give the keys that are good now.
     """
     before, before_id = position(query)
     session, user_id = call.services.session(call), call.caller.user_id
     take, skip = query.take + 1, query.skip or 0
     if query.active is None:
         rows = await api_keys.list_for_user(
-            session, user_id=user_id, before=before, before_id=before_id, take=take, skip=skip
+            session,
+            user_id=user_id,
+            expired=query.expired,
+            before=before,
+            before_id=before_id,
+            take=take,
+            skip=skip,
         )
     else:
         rows = await api_keys.list_by_active(
-            session, user_id=user_id, active=query.active, before=before, before_id=before_id, take=take, skip=skip
+            session,
+            user_id=user_id,
+            active=query.active,
+            expired=query.expired,
+            before=before,
+            before_id=before_id,
+            take=take,
+            skip=skip,
         )
     return page(rows, query)
 
@@ -216,15 +259,61 @@ async def update(call: Call, id: str, body: ApiKeyChanges, if_match: IfMatch) ->
     return changed
 
 
-async def revoke(call: Call, id: str, if_match: IfMatch) -> None:
+async def rotate(call: Call, id: str, body: Rotation, if_match: IfMatch) -> RotatedApiKey:
+    """Rotate an API key.
+
+    A new key takes its place, with the same name, permissions, limit and end; the answer holds it in `key`, this once.
+    The old one stays good for `overlapSeconds`, but no longer than it would have been. A caller cannot rotate a key
+    that holds a permission that it does not hold. A key that has ended, or has been replaced before, cannot be rotated
+    (409).
+    """
+    session, user_id, services = call.services.session(call), call.caller.user_id, call.services
+    old = found(await api_keys.get(session, id=id, user_id=user_id))
+    if excess(call.caller.permissions, old.permissions):
+        raise Problem("insufficient_permissions", "This key holds permissions that the caller does not.")
+    _check_good(old)
+    new = keys.generate(services.settings.key_environment)
+    row = await api_keys.rotate(
+        session,
+        id=id,
+        user_id=user_id,
+        # Those that the caller was found to hold: more may have been added since.
+        permissions=old.permissions,
+        versions=if_match,
+        overlap_seconds=body.overlap_seconds,
+        key_id=new.key_id,
+        hashed_key=await services.hasher.hash(new.secret),
+        prefix=new.prefix,
+    )
+    if row is None:
+        now = found(await api_keys.get(session, id=id, user_id=user_id))
+        _check_good(now)
+        if if_match is not None and now.updated_at not in if_match:
+            raise Problem("precondition_failed")
+        raise Problem("conflict", "The key's permissions have just been changed. Read it again.")
+    services.forget_key(old.key_id)
+    call.headers["Location"] = f"/v1/api-keys/{row.id}"
+    return RotatedApiKey(**msgspec.structs.asdict(row), key=new.token)
+
+
+async def revoke(call: Call, id: str, query: RevokeApiKey, if_match: IfMatch) -> None:
     """Revoke an API key.
 
     It is refused from now on, for good. It can still be read, and its usage stays. Revoking it again changes nothing.
+    With `family=true` the keys that it replaced, and those that replaced it, end with it.
     """
     session, user_id = call.services.session(call), call.caller.user_id
-    key_id = await api_keys.revoke(session, id=id, user_id=user_id, versions=if_match)
-    key_id = await matched(key_id, if_match, lambda: api_keys.get(session, id=id, user_id=user_id))
-    call.services.forget_key(key_id)
+    key_ids: list[str] = []
+    if query.family:
+        async with session.transaction() as transaction:
+            key_id = await api_keys.revoke(transaction, id=id, user_id=user_id, versions=if_match)
+            if key_id is not None:
+                key_ids = await revoke_family(transaction, id=id, user_id=user_id)
+    else:
+        key_id = await api_keys.revoke(session, id=id, user_id=user_id, versions=if_match)
+    key_ids.append(await matched(key_id, if_match, lambda: api_keys.get(session, id=id, user_id=user_id)))
+    for key_id in key_ids:
+        call.services.forget_key(key_id)
 
 
 def _check_permissions(call: Call, permissions: list[str]) -> None:
@@ -245,6 +334,13 @@ def _check_usage(call: Call, record: UsageRecord | None) -> None:
         raise Problem("insufficient_permissions", "An opening usage record takes the permission usage:write.")
     if record.api_key_id is not None:
         raise invalid("expected no apiKeyId: the record belongs to the key that is created", pointer="/usage/apiKeyId")
+
+
+def _check_good(key: ApiKey) -> None:
+    if not key.active:
+        raise Problem("conflict", "The key is revoked.")
+    if key.expires_at is not None and key.expires_at <= datetime.now(UTC):
+        raise Problem("conflict", "The key has expired.")
 
 
 def _check_expiry(expires_at: datetime | None) -> None:

@@ -193,6 +193,7 @@ _OWN_KEY = "expected the id of one of the user's API keys"
 # One row for each constraint or unique index that a client can run into, by its name in the migrations.
 CONSTRAINTS: dict[str, Constraint] = {
     "api_keys_user_id_rotated_from_fkey": Constraint("invalid", _OWN_KEY),
+    "api_keys_user_id_rotated_from_idx": Constraint("conflict", "the key has been replaced; rotate the one that did"),
     "api_keys_name_check": Constraint("invalid", _TEXT, "/name"),
     "api_keys_permissions_check": Constraint("invalid", "expected at most 64 permissions", "/permissions"),
     "api_keys_rate_limit_check": Constraint("invalid", "expected at least 1", "/rateLimit"),

@@ -1,4 +1,4 @@
-"""``crafely keys``: make, list and revoke API keys, for whoever may reach the database."""
+"""``crafely keys``: make, list, rotate and revoke API keys, for whoever may reach the database."""
 
 import argparse
 import asyncio
@@ -9,11 +9,13 @@ from datetime import UTC, datetime
 from typing import TypeVar
 
 import msgspec
+import psycopg
 from rich import box
 from rich.markup import escape
 from rich.table import Table
 
 from crafely.auth import keys
+from crafely.auth.families import MAX_OVERLAP, revoke_family
 from crafely.auth.hashing import Hasher
 from crafely.auth.permissions import ADMIN, EVERYTHING, MAX_COUNT, Permission
 from crafely.cli.tables import show
@@ -33,7 +35,7 @@ MAX_TEXT = 255
 
 def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Adds the commands."""
-    parser = commands.add_parser("keys", help="make, list and revoke API keys", description=__doc__)
+    parser = commands.add_parser("keys", help="make, list, rotate and revoke API keys", description=__doc__)
     actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
 
     create = actions.add_parser("create", help="make a key and print it, this once")
@@ -53,10 +55,22 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     show = actions.add_parser("list", help="list a user's keys, newest first")
     show.set_defaults(run=_list)
 
+    rotate = actions.add_parser("rotate", help="make a key in the place of another and print it, this once")
+    rotate.add_argument("id", type=_text, help="key_…")
+    rotate.add_argument(
+        "--overlap-seconds",
+        type=_overlap,
+        required=True,
+        metavar="SECONDS",
+        help="how long the old key stays good; 0 revokes it now",
+    )
+    rotate.set_defaults(run=_rotate)
+
     revoke = actions.add_parser("revoke", help="revoke a key, for good")
     revoke.add_argument("id", type=_text, help="key_…")
+    revoke.add_argument("--family", action="store_true", help="and all keys that it replaced, or that replaced it")
     revoke.set_defaults(run=_revoke)
-    for action in (create, show, revoke):
+    for action in (create, show, rotate, revoke):
         action.add_argument("--user", type=_text, default=ADMIN_USER, help=f"whose key (default: {ADMIN_USER})")
         action.add_argument("--json", action="store_true", help="for programs")
 
@@ -74,6 +88,12 @@ def _permission(argument: str) -> str:
         return msgspec.convert(argument, Permission)
     except msgspec.ValidationError:
         raise argparse.ArgumentTypeError("expected a name such as agents:read, or *") from None
+
+
+def _overlap(argument: str) -> int:
+    if argument.isascii() and argument.isdecimal() and len(argument) < 10 and int(argument) <= MAX_OVERLAP:
+        return int(argument)
+    raise argparse.ArgumentTypeError(f"expected 0 to {MAX_OVERLAP} seconds")
 
 
 def _future(argument: str) -> datetime:
@@ -97,16 +117,11 @@ def make(
     new = keys.generate(settings.key_environment)
 
     async def create(session: Session) -> ApiKey:
-        hasher = Hasher(settings)
-        try:
-            hashed_key = await hasher.hash(new.secret)
-        finally:
-            hasher.close()
         return await api_keys.create(
             session,
             user_id=user_id,
             key_id=new.key_id,
-            hashed_key=hashed_key,
+            hashed_key=await _hash(settings, new),
             name=name,
             prefix=new.prefix,
             permissions=permissions,
@@ -115,6 +130,14 @@ def make(
         )
 
     return MadeKey(token=new.token, row=_as_user(settings, url, user_id, create))
+
+
+async def _hash(settings: Settings, new: keys.NewKey) -> str:
+    hasher = Hasher(settings)
+    try:
+        return await hasher.hash(new.secret)
+    finally:
+        hasher.close()
 
 
 class MadeKey(msgspec.Struct, frozen=True):
@@ -173,6 +196,10 @@ def _create(arguments: argparse.Namespace) -> int:
             permissions=permissions,
             expires_at=arguments.expires_at,
         )
+    return _show(arguments, made)
+
+
+def _show(arguments: argparse.Namespace, made: MadeKey) -> int:
     if arguments.json:
         print(_json({**msgspec.to_builtins(made.row), "key": made.token, "userId": arguments.user}))
     else:
@@ -208,17 +235,52 @@ def _list(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _revoke(arguments: argparse.Namespace) -> int:
+def _rotate(arguments: argparse.Namespace) -> int:
     settings = load()
+    new = keys.generate(settings.key_environment)
 
-    async def revoke(session: Session) -> str | None:
-        return await api_keys.revoke(session, id=arguments.id, user_id=arguments.user)
+    async def rotate(session: Session) -> ApiKey | str:
+        old = await api_keys.get(session, id=arguments.id, user_id=arguments.user)
+        if old is None:
+            return f"user {arguments.user} has no key {arguments.id}"
+        try:
+            row = await api_keys.rotate(
+                session,
+                id=old.id,
+                user_id=arguments.user,
+                permissions=old.permissions,
+                overlap_seconds=arguments.overlap_seconds,
+                key_id=new.key_id,
+                hashed_key=await _hash(settings, new),
+                prefix=new.prefix,
+            )
+        except psycopg.errors.UniqueViolation:
+            return f"{old.id} has been replaced before: rotate the key that did"
+        return row or f"{old.id} is not active any more"
 
     with target(settings) as found:
         require_schema(found)
-        if not _as_user(settings, found.url, arguments.user, revoke):
-            return _refused(f"user {arguments.user} has no key {arguments.id}")
-    print(_json({"id": arguments.id, "active": False}) if arguments.json else f"{arguments.id} is revoked")
+        row = _as_user(settings, found.url, arguments.user, rotate)
+    return _refused(row) if isinstance(row, str) else _show(arguments, MadeKey(token=new.token, row=row))
+
+
+def _revoke(arguments: argparse.Namespace) -> int:
+    settings = load()
+    id_, user_id = arguments.id, arguments.user
+
+    async def revoke(session: Session) -> bool:
+        async with session.transaction() as transaction:
+            if await api_keys.revoke(transaction, id=id_, user_id=user_id) is None:
+                return False
+            if arguments.family:
+                await revoke_family(transaction, id=id_, user_id=user_id)
+            return True
+
+    with target(settings) as found:
+        require_schema(found)
+        if not _as_user(settings, found.url, user_id, revoke):
+            return _refused(f"user {user_id} has no key {id_}")
+    print(_json({"id": id_, "active": False}) if arguments.json else f"{id_} is revoked")
     return 0
 
 

@@ -18,6 +18,8 @@ class ApiKey(Row, frozen=True):
     active: bool
     expires_at: datetime | None
     rate_limit: int | None
+    # The key that this one replaced.
+    rotated_from: str | None
     last_used_at: datetime | None
     created_at: datetime
     updated_at: datetime
@@ -62,16 +64,63 @@ async def get(db: Executor, *, id: str, user_id: str) -> ApiKey | None:
 
 @sql
 async def list_for_user(
-    db: Executor, *, user_id: str, before: datetime, before_id: str, take: int, skip: int
+    db: Executor,
+    *,
+    user_id: str,
+    expired: bool | None = None,
+    before: datetime,
+    before_id: str,
+    take: int,
+    skip: int,
 ) -> list[ApiKey]:
-    """The user's keys, active or not, newest first, from a position on."""
+    """The user's keys, active or not, newest first, from a position on.
+
+    Expired, True: only those whose end has come; False: only those whose end has not.
+    """
 
 
 @sql
 async def list_by_active(
-    db: Executor, *, user_id: str, active: bool, before: datetime, before_id: str, take: int, skip: int
+    db: Executor,
+    *,
+    user_id: str,
+    active: bool,
+    expired: bool | None = None,
+    before: datetime,
+    before_id: str,
+    take: int,
+    skip: int,
 ) -> list[ApiKey]:
-    """The user's active (or revoked) keys, newest first, from a position on."""
+    """The user's active (or revoked) keys, newest first, from a position on.
+
+    Expired, True: only those whose end has come; False: only those whose end has not.
+    """
+
+
+@sql
+async def rotate(
+    db: Executor,
+    *,
+    id: str,
+    user_id: str,
+    permissions: list[str],
+    versions: list[datetime] | None = None,
+    overlap_seconds: int,
+    key_id: str,
+    hashed_key: str,
+    prefix: str | None,
+) -> ApiKey | None:
+    """A new key in the place of another, which ends after the overlap; 0 revokes it.
+
+    Takes the old one's id and the permissions that it was seen to hold, and of the new one the public half and the
+    argon2id hash of its secret half. None where the old one is not there, has ended, holds others, or is none of these
+    versions (its updated_at; no versions: whichever).
+    """
+
+
+@sql
+async def revoke_family(db: Executor, *, id: str, user_id: str) -> list[str]:
+    """Revokes a key and all that it replaced, or that replaced it. Gives the public ids of those that were active."""
 
 
 @sql

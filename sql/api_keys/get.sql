@@ -2,7 +2,9 @@
 -- One of the user's keys, active or not.
 -- returns: maybe ApiKey
 -- uses: api_keys_user_id_id_key
-select id, key_id, name, prefix, permissions, active, expires_at, rate_limit, last_used_at, created_at, updated_at
+select
+    id, key_id, name, prefix, permissions, active, expires_at, rate_limit, rotated_from, last_used_at, created_at,
+    updated_at
 from api_keys
 where id = :id
     and user_id = :user_id;

@@ -15,5 +15,5 @@ where k.id = :id
     and k.user_id = :user_id
     and (:versions::timestamptz[] is null or k.updated_at = any(:versions))
 returning
-    k.id, k.key_id, k.name, k.prefix, k.permissions, k.active, k.expires_at, k.rate_limit, k.last_used_at, k.created_at,
-    k.updated_at;
+    k.id, k.key_id, k.name, k.prefix, k.permissions, k.active, k.expires_at, k.rate_limit, k.rotated_from,
+    k.last_used_at, k.created_at, k.updated_at;

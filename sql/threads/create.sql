@@ -10,6 +10,7 @@ where :agent_id::text is null
         from agents
         where id = :agent_id::text
             and user_id = :user_id
-            and deleted_at is null
+            -- Not «is null»: the list's index, of live agents alone, would do then, and is read for all of a user's.
+            and coalesce(deleted_at, 'infinity') = 'infinity'
     )
 returning id, agent_id, name, storage_id, instructions, model, created_at, updated_at;

@@ -20,7 +20,8 @@ where id = :id
             from agents
             where id = :changes::jsonb ->> 'agent_id'
                 and user_id = :user_id
-                and deleted_at is null
+                -- Not «is null»: see create.sql.
+                and coalesce(deleted_at, 'infinity') = 'infinity'
         )
     )
 returning id, agent_id, name, storage_id, instructions, model, created_at, updated_at;

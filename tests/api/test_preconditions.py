@@ -23,7 +23,10 @@ NEW: dict[str, dict[str, Any]] = {
 ROWS = [route for route in ROUTES if route.method == "GET" and signature(route).tagged]
 TAKING = [route for route in ROUTES if signature(route).if_match]
 # What of several ways to change a row does so: the body that it takes.
-BODIES: dict[str, dict[str, Any]] = {"PATCH": {"json": {"name": "another"}}}
+BODIES: dict[str, dict[str, Any]] = {
+    "PATCH": {"json": {"name": "another"}},
+    "POST /v1/api-keys/{id}/rotate": {"json": {"overlapSeconds": 60}},
+}
 PATCHES = [route for route in ROUTES if route.method == "PATCH"]
 
 
@@ -55,6 +58,7 @@ async def test_the_tables_are_complete() -> None:
         "DELETE /v1/api-keys/{id}",
         "DELETE /v1/agents/{id}",
         "DELETE /v1/threads/{id}",
+        "POST /v1/api-keys/{id}/rotate",
         "POST /v1/user-subscriptions/{id}/cancel",
     }
 

@@ -28,6 +28,35 @@ def test_a_new_key_opens_the_api_until_it_is_revoked(served: Serving) -> None:
     assert served.get("/v1/me", made["key"])[0] == 401
 
 
+def test_a_rotated_key_and_the_one_before_it_end_together(served: Serving) -> None:
+    made = create(served, "--user", "rotor", "--permission", "agents:read")
+    rotate = ("keys", "rotate", "--user", "rotor", "--overlap-seconds", "600")
+    rotated = json.loads(crafely(served.folder, *rotate, "--json", made["id"]).stdout)
+    assert (rotated["rotatedFrom"], rotated["permissions"], rotated["userId"]) == (made["id"], ["agents:read"], "rotor")
+    assert [served.get("/v1/agents", key)[0] for key in (made["key"], rotated["key"])] == [200, 200]
+
+    again = crafely(served.folder, *rotate, made["id"])
+    assert (again.returncode, again.stdout) == (1, "")
+    assert again.stderr == f"crafely: {made['id']} has been replaced before: rotate the key that did\n"
+    third = crafely(served.folder, *rotate, rotated["id"])
+    assert served.get("/v1/agents", third.stdout.strip())[0] == 200
+
+    done = crafely(served.folder, "keys", "revoke", "--user", "rotor", "--family", made["id"])
+    assert (done.returncode, done.stdout) == (0, f"{made['id']} is revoked\n")
+    assert [served.get("/v1/me", key)[0] for key in (made["key"], rotated["key"], third.stdout.strip())] == [401] * 3
+    refused = crafely(served.folder, *rotate, rotated["id"])
+    assert (refused.returncode, refused.stderr) == (1, f"crafely: {rotated['id']} is not active any more\n")
+    unknown = crafely(served.folder, *rotate, "key_nothing")
+    assert (unknown.returncode, unknown.stderr) == (1, "crafely: user rotor has no key key_nothing\n")
+
+
+@pytest.mark.parametrize("seconds", ["-1", "2592001", "1.5", "", "9" * 5000, "²"])
+def test_an_overlap_is_a_number_of_seconds(capsys: pytest.CaptureFixture[str], seconds: str) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        commands.run(["keys", "rotate", f"--overlap-seconds={seconds}", "key_1"])
+    assert "--overlap-seconds: expected 0 to 2592000 seconds" in capsys.readouterr().err
+
+
 def test_only_the_key_is_on_standard_output(served: Serving) -> None:
     done = shell(served.folder, f'KEY=$({PROGRAM} keys create --user paste); echo "$KEY"')
     assert re.fullmatch(r"crf_live_\w+\n", done.stdout)
