@@ -2,7 +2,7 @@
 -- migration. To read, and to see in a review what a migration changes; migrations/ says why things are as they are.
 --
 -- Not in here: the roles (crafely_app, crafely_auth, crafely_meter,
--- crafely_admin, crafely_monitor, crafely_backup; none can log in), months of partitioned tables
+-- crafely_admin, crafely_monitor, crafely_backup, crafely_encryption; none can log in), months of partitioned tables
 -- (ensure_month_partitions makes them) and the tables of the migration tool.
 
 create function audit_change()
@@ -195,6 +195,20 @@ grant execute on function relation_bytes(oid) to crafely_admin, crafely_monitor;
 comment on function relation_bytes(oid) is
     'Bytes of a table (without its indexes) or of an index; null where it is gone, or locked exclusively just now.';
 
+create function sealed_with(stored text)
+    returns text
+    language sql
+    immutable parallel safe
+    set search_path to 'pg_catalog', 'pg_temp'
+    return case when (stored is not null) then coalesce("substring"("left"(stored, 64),
+    '^crafely:1:([A-Za-z0-9_.-]{1,32}):'::text), 'off'::text) else null::text end;
+
+revoke all on function sealed_with(text) from public;
+
+grant execute on function sealed_with(text) to crafely_encryption;
+
+comment on function sealed_with(text) is 'The id of the key that a stored text is sealed with; off: it is in clear.';
+
 create function set_updated_at()
     returns trigger
     language plpgsql
@@ -285,12 +299,19 @@ create index agents_user_id_created_at_id_idx
 create trigger agents_audit
     after insert or delete or update on agents
     for each row
+    when (current_user <> 'crafely_encryption'::name)
     execute function audit_change('agents');
+
+create trigger agents_encryption_audit
+    after update on agents
+    for each row
+    when (current_user = 'crafely_encryption'::name)
+    execute function audit_change('agents', 'instructions', 'context');
 
 create trigger agents_set_updated_at
     before update on agents
     for each row
-    when (old.* is distinct from new.*)
+    when (old.* is distinct from new.* and current_user <> 'crafely_encryption'::name)
     execute function set_updated_at();
 
 alter table agents enable row level security;
@@ -301,14 +322,20 @@ create policy agents_backup on agents
     to crafely_backup
     using (true);
 
+create policy agents_encryption on agents
+    to crafely_encryption
+    using (true)
+    with check (true);
+
 create policy agents_own on agents
     to crafely_app
     using (user_id = (( select current_user_id() as current_user_id)))
     with check (user_id = (( select current_user_id() as current_user_id)));
 
-grant insert (name, instructions, tools, context, user_id), select, update (name, instructions, tools, context,
+grant insert (id, name, instructions, tools, context, user_id), select, update (name, instructions, tools, context,
     deleted_at) on agents to crafely_app;
 grant select on agents to crafely_backup;
+grant select (id, instructions, context), update (instructions, context) on agents to crafely_encryption;
 
 create table api_keys (
     id character varying(255) default concat('key_', gen_random_uuid()) not null,
@@ -460,6 +487,34 @@ create policy audit_log_default_move on audit_log_default
     using (true)
     with check (true);
 
+create table encryption_keys (
+    id text not null,
+    check_value text,
+    created_at timestamp with time zone default now() not null,
+    updated_at timestamp with time zone default now() not null,
+    retired_at timestamp with time zone,
+    constraint encryption_keys_pkey primary key (id),
+    constraint encryption_keys_check_value_check check ((check_value is null) = (id = 'off'::text)),
+    constraint encryption_keys_id_check check (id ~ '^[A-Za-z0-9_.-]{1,32}$'::text)
+);
+
+comment on table encryption_keys is 'The keys that texts are or were sealed with: ids and check values, never a key.';
+
+create trigger encryption_keys_audit
+    after insert or delete or update on encryption_keys
+    for each row
+    execute function audit_change('encryption_keys');
+
+create trigger encryption_keys_set_updated_at
+    before update on encryption_keys
+    for each row
+    when (old.* is distinct from new.*)
+    execute function set_updated_at();
+
+grant insert (id, check_value), select (id, check_value, retired_at), update (retired_at) on encryption_keys to
+    crafely_admin, crafely_encryption;
+grant select on encryption_keys to crafely_backup;
+
 create table monitor_samples (
     created_at timestamp with time zone default now() not null,
     kind text not null,
@@ -549,12 +604,19 @@ create index threads_user_id_created_at_id_idx
 create trigger threads_audit
     after insert or delete or update on threads
     for each row
+    when (current_user <> 'crafely_encryption'::name)
     execute function audit_change('threads');
+
+create trigger threads_encryption_audit
+    after update on threads
+    for each row
+    when (current_user = 'crafely_encryption'::name)
+    execute function audit_change('threads', 'instructions');
 
 create trigger threads_set_updated_at
     before update on threads
     for each row
-    when (old.* is distinct from new.*)
+    when (old.* is distinct from new.* and current_user <> 'crafely_encryption'::name)
     execute function set_updated_at();
 
 alter table threads enable row level security;
@@ -565,14 +627,20 @@ create policy threads_backup on threads
     to crafely_backup
     using (true);
 
+create policy threads_encryption on threads
+    to crafely_encryption
+    using (true)
+    with check (true);
+
 create policy threads_own on threads
     to crafely_app
     using (user_id = (( select current_user_id() as current_user_id)))
     with check (user_id = (( select current_user_id() as current_user_id)));
 
-grant insert (name, storage_id, instructions, model, user_id, agent_id), select, update (name, storage_id, instructions,
-    model, deleted_at, agent_id) on threads to crafely_app;
+grant insert (id, name, storage_id, instructions, model, user_id, agent_id), select, update (name, storage_id,
+    instructions, model, deleted_at, agent_id) on threads to crafely_app;
 grant select on threads to crafely_backup;
+grant select (id, instructions), update (instructions) on threads to crafely_encryption;
 
 create table usage (
     id character varying(255) default concat('use_', gen_random_uuid()) not null,
@@ -814,5 +882,5 @@ grant insert (start_date, end_date, user_id, package_id), select, update (status
     crafely_admin, crafely_app;
 grant select on user_subscriptions to crafely_backup;
 
-grant usage on schema public to crafely_admin, crafely_app, crafely_auth, crafely_backup, crafely_meter,
-    crafely_monitor;
+grant usage on schema public to crafely_admin, crafely_app, crafely_auth, crafely_backup, crafely_encryption,
+    crafely_meter, crafely_monitor;

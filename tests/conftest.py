@@ -38,6 +38,9 @@ if "TMPDIR" not in os.environ and _MEMORY.is_dir() and shutil.disk_usage(_MEMORY
 # A shell has its background jobs ignore Ctrl-C, and children inherit that: what stops a program here would not.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# What a server of a test stores texts with.
+ENCRYPTION_KEY = "test:" + "dGVz" * 10 + "dGU="
+
 _names = itertools.count(1)
 
 

@@ -44,7 +44,7 @@ async def test_an_owner_that_is_no_superuser_migrates_serves_and_keeps_house(own
     database = Database(url, size=2, pool_timeout=5, statement_timeout=10)
     await database.open()
     alice = database.session("crafely_app", Identity("alice", request_id="owned"))
-    await agents.create(alice, user_id="alice", name="a", instructions="i", tools=None, context=None)
+    await agents.create(alice, id="agnt_1", user_id="alice", name="a", instructions="i", tools=None, context=None)
     key = await api_keys.create(
         alice,
         user_id="alice",

@@ -41,6 +41,7 @@ def test_the_tables_are_those_that_the_readme_names(catalogue: psycopg.Connectio
         "agents",
         "api_keys",
         "audit_log",
+        "encryption_keys",
         "monitor_samples",
         "packages",
         "threads",

@@ -11,7 +11,15 @@ from psycopg.sql import SQL, Identifier
 
 from crafely.db import embedded
 
-ROLES = ["crafely_app", "crafely_auth", "crafely_meter", "crafely_admin", "crafely_monitor", "crafely_backup"]
+ROLES = [
+    "crafely_app",
+    "crafely_auth",
+    "crafely_meter",
+    "crafely_admin",
+    "crafely_monitor",
+    "crafely_backup",
+    "crafely_encryption",
+]
 # Every table whose rows belong to somebody. A new one must be named here, and is then tested like the others.
 TABLES = ["agents", "api_keys", "audit_log", "threads", "usage", "usage_daily", "usage_events", "user_subscriptions"]
 
@@ -235,6 +243,7 @@ READABLE = {
     },
     "crafely_monitor": {},
     "crafely_backup": dict.fromkeys([*TABLES, "packages"], "all"),
+    "crafely_encryption": {"agents": "id instructions context", "threads": "id instructions"},
 }
 
 

@@ -1,17 +1,22 @@
 """Agents: instructions, tools and context under a name. A deleted agent can be restored."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
+from uuid import uuid4
 
 from msgspec import UNSET, Meta, UnsetType
 
 from crafely.api.preconditions import IfMatch, matched
 from crafely.api.services import changes
 from crafely.api.wire import Body, Call, FreeArray, ListQuery, Page, Query, found, free_json, page, position
+from crafely.keyring import Keyring
 from crafely.store import agents
 from crafely.store.agents import Agent, AgentSummary
 
 # The newest threads that come along with an agent; the others are in the list of threads.
 MAX_THREADS = 100
+
+# What is stored sealed.
+SEALED = ("instructions", "context")
 
 Name = Annotated[str, Meta(min_length=1, max_length=255)]
 Instructions = Annotated[str, Meta(max_length=100_000)]
@@ -55,16 +60,17 @@ class GetAgent(Query, kw_only=True, frozen=True):
 
 async def create(call: Call, body: NewAgent) -> Agent:
     """Create an agent."""
+    id_ = f"agnt_{uuid4()}"
     agent = await agents.create(
         call.services.session(call),
+        id=id_,
         user_id=call.caller.user_id,
         name=body.name,
-        instructions=body.instructions,
         tools=free_json(body.tools, "/tools", kind=list),
-        context=body.context,
+        **_sealed(call, id_, body),
     )
     call.headers["Location"] = f"/v1/agents/{agent.id}"
-    return agent
+    return _opened(call, agent)
 
 
 async def list_(call: Call, query: ListAgents) -> Page[AgentSummary]:
@@ -93,8 +99,8 @@ async def get(call: Call, id: str, query: GetAgent) -> Agent:
     """
     session, user_id = call.services.session(call), call.caller.user_id
     if query.include == "threads":
-        return found(await agents.get_with_threads(session, id=id, user_id=user_id, take=MAX_THREADS))
-    return found(await agents.get(session, id=id, user_id=user_id))
+        return _opened(call, await agents.get_with_threads(session, id=id, user_id=user_id, take=MAX_THREADS))
+    return _opened(call, await agents.get(session, id=id, user_id=user_id))
 
 
 async def update(call: Call, id: str, body: AgentChanges, if_match: IfMatch) -> Agent:
@@ -105,8 +111,9 @@ async def update(call: Call, id: str, body: AgentChanges, if_match: IfMatch) -> 
     if body.tools is not UNSET:
         free_json(body.tools, "/tools", kind=list)
     session, user_id = call.services.session(call), call.caller.user_id
-    agent = await agents.update(session, id=id, user_id=user_id, versions=if_match, changes=changes(body))
-    return await matched(agent, if_match, lambda: agents.get(session, id=id, user_id=user_id))
+    sent = changes(body, _sealed(call, id, body))
+    agent = await agents.update(session, id=id, user_id=user_id, versions=if_match, changes=sent)
+    return _opened(call, await matched(agent, if_match, lambda: agents.get(session, id=id, user_id=user_id)))
 
 
 async def delete(call: Call, id: str, if_match: IfMatch) -> None:
@@ -124,4 +131,16 @@ async def restore(call: Call, id: str) -> Agent:
 
     One that is not deleted stays as it is.
     """
-    return found(await agents.restore(call.services.session(call), id=id, user_id=call.caller.user_id))
+    return _opened(call, await agents.restore(call.services.session(call), id=id, user_id=call.caller.user_id))
+
+
+def _sealed(call: Call, id: str, body: NewAgent | AgentChanges) -> dict[str, Any]:
+    """The texts of a body as they are stored in the agent with this id."""
+    ring: Keyring = call.services.keyring
+    return ring.seal_columns("agents", id, {name: getattr(body, name) for name in SEALED})
+
+
+def _opened(call: Call, agent: Agent | None) -> Agent:
+    """What a statement found, with its texts. Raises Problem (404) where it found nothing; UnreadableError."""
+    ring: Keyring = call.services.keyring
+    return ring.open_columns("agents", found(agent), SEALED)

@@ -15,6 +15,7 @@ METRICS = 5.0
 SUBSCRIPTIONS = 60.0
 PARTITIONS = 24 * 3600.0
 SAMPLES = 300.0
+KEYS = 60.0
 DESK = 30.0
 
 
@@ -27,6 +28,7 @@ async def running(services: Services) -> AsyncIterator[None]:
         (services.expire_subscriptions, SUBSCRIPTIONS),
         (services.keep_usage, PARTITIONS),
         (services.sample_storage, SAMPLES),
+        (services.check_keys, KEYS),
     ]
     tasks = [asyncio.create_task(_repeat(job, seconds), name=job.__name__) for job, seconds in jobs]
     # It takes a connection more: who only starts and stops need not wait for it.

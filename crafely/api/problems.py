@@ -17,6 +17,7 @@ from crafely.auth.clerk import Unavailable
 from crafely.auth.hashing import Busy
 from crafely.db.coalesce import QueueFullError
 from crafely.db.session import DatabaseUnavailableError
+from crafely.keyring import UnreadableError
 
 T = TypeVar("T")
 
@@ -106,6 +107,12 @@ CODES: dict[str, Code] = {
     "rate_limited": Code(429, "Too many requests", "The caller's limit is used up. Retry-After says when to return."),
     "internal": Code(
         500, "Internal error", "The fault is the server's. Its log has the cause under the requestId of this answer."
+    ),
+    "unreadable": Code(
+        500,
+        "Unreadable",
+        "A text is stored encrypted, and this server cannot decrypt it. It is not lost: its operator has to give the "
+        "server the key that it was stored with.",
     ),
     "unavailable": Code(
         503, "Temporarily unavailable", "The server cannot do this now. Retry after the seconds that Retry-After says."
@@ -276,6 +283,8 @@ def from_exception(error: Exception) -> Problem | None:
             problem = Problem("invalid_token", f"Not accepted: {error}.", headers=headers)
         case Busy() | Unavailable() | DatabaseUnavailableError() | QueueFullError():
             problem = Problem("unavailable")
+        case UnreadableError():
+            problem = Problem("unreadable")
         case web.HTTPException():
             problem = _from_http(error)
         case web.RequestPayloadError():

@@ -84,7 +84,10 @@ async def _serve(settings: Settings, url: str, sock: socket.socket, ready: Calla
 
 
 async def probe(settings: Settings, url: str) -> None:
-    """Connects as a serving process will, and leaves again. Raises DatabaseUnavailableError or WrongRoleError."""
+    """Connects as a serving process will, and leaves again.
+
+    Raises DatabaseUnavailableError, WrongRoleError or KeyringError.
+    """
     services = Services(settings, url, b"")
     try:
         await services.open()

@@ -1,16 +1,18 @@
 """What a process serves with: settings, database, authentication; and what needs closing at the end."""
 
 import asyncio
+import copy
 import logging
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from time import time
+from types import MappingProxyType
 from typing import Any
 
 import msgspec
 import psycopg
 
-from crafely.api import monitor_desk, telemetry
+from crafely.api import encryption_keys, monitor_desk, telemetry
 from crafely.api.monitor_metrics import Metrics
 from crafely.api.problems import Problem
 from crafely.api.recorder import recorder
@@ -24,6 +26,7 @@ from crafely.db import migrate
 from crafely.db.listen import Listener
 from crafely.db.query import WrongRoleError
 from crafely.db.session import Database, DatabaseUnavailableError, Identity, Session, unavailable
+from crafely.keyring import KeyringError
 from crafely.store import api_keys, monitor, usage, user_subscriptions
 
 log = logging.getLogger(__name__)
@@ -43,7 +46,14 @@ class Services:
     """What handlers work with. One for each process, on one event loop."""
 
     def __init__(self, settings: Settings, url: str, openapi: bytes) -> None:
-        """Takes the settings, a libpq URL, and the document that /openapi.json answers. Connects to nothing yet."""
+        """Takes the settings, a libpq URL, and the document that /openapi.json answers. Connects to nothing yet.
+
+        Raises KeyringError where the settings have no keys: nothing is stored in clear unless that was said.
+        """
+        if settings.encryption_keys is None:
+            raise KeyringError("CRAFELY_ENCRYPTION_KEYS: not set")
+        # What seals and opens texts. This process's own, for what it believes is what this database says.
+        self.keyring = copy.copy(settings.encryption_keys)
         self.settings = settings
         self._url = url
         self.openapi = openapi
@@ -82,9 +92,10 @@ class Services:
         self.authenticate = authenticator.authenticate
 
     async def open(self) -> None:
-        """Connects. Raises DatabaseUnavailableError or WrongRoleError with one line that says why."""
+        """Connects. Raises DatabaseUnavailableError, WrongRoleError or KeyringError with one line that says why."""
         await self.database.open()
         try:
+            await self.check_keys()
             await self.lookups.open()
             await self.recorder.open()
             await self._listener.open()
@@ -183,6 +194,14 @@ class Services:
         telemetry.observe_coalescer("usage/record", self.recorder)
         telemetry.observe_keys(self.key_cache, self._listener, self.hasher)
 
+    async def check_keys(self) -> None:
+        """Sees that the keys are the database's, and notes the one in use. Raises KeyringError with one line."""
+        try:
+            await encryption_keys.check(self.database.session("crafely_admin"), self.keyring)
+        except psycopg.errors.UndefinedTable:
+            # There is no schema, and so nothing sealed; /readyz says it.
+            log.warning("the database has no table of encryption keys yet")
+
     async def expire_subscriptions(self) -> None:
         """Applies the ends of subscriptions that have come."""
         if count := await user_subscriptions.expire(self.database.session("crafely_admin")):
@@ -236,10 +255,15 @@ class Services:
         await self.database.close()
 
 
-def changes(body: msgspec.Struct) -> msgspec.Raw:
-    """The fields that a PATCH sent, as a JSON object of columns; what was not sent is not in it."""
+def changes(body: msgspec.Struct, stored: Mapping[str, Any] = MappingProxyType({})) -> msgspec.Raw:
+    """The fields that a PATCH sent, as a JSON object of columns; what was not sent is not in it.
+
+    ``stored`` has the columns that are not stored as they were sent.
+    """
     sent: dict[str, Any] = {
-        name: value for name in body.__struct_fields__ if (value := getattr(body, name)) is not msgspec.UNSET
+        name: value
+        for name in body.__struct_fields__
+        if (value := stored.get(name, getattr(body, name))) is not msgspec.UNSET
     }
     return msgspec.Raw(_encode(sent))
 

@@ -1,14 +1,19 @@
 """Threads: conversations, with an agent or without one. A deleted thread can be restored."""
 
-from typing import Annotated
+from typing import Annotated, Any
+from uuid import uuid4
 
 from msgspec import UNSET, Meta, UnsetType
 
 from crafely.api.preconditions import IfMatch, matched
 from crafely.api.services import changes
 from crafely.api.wire import Body, Call, ListQuery, Page, Problem, found, invalid, page, position
+from crafely.keyring import Keyring
 from crafely.store import threads
 from crafely.store.threads import Thread, ThreadSummary
+
+# What is stored sealed.
+SEALED = ("instructions",)
 
 Text = Annotated[str, Meta(min_length=1, max_length=255)]
 Instructions = Annotated[str, Meta(max_length=100_000)]
@@ -50,19 +55,21 @@ async def create(call: Call, body: NewThread) -> Thread:
 
     Alone, or under one of the caller's agents.
     """
+    id_ = f"thrd_{uuid4()}"
     thread = await threads.create(
         call.services.session(call),
+        id=id_,
         user_id=call.caller.user_id,
         name=body.name,
         storage_id=body.storage_id,
-        instructions=body.instructions,
         model=body.model,
         agent_id=body.agent_id,
+        **_sealed(call, id_, body),
     )
     if thread is None:
         raise _no_agent()
     call.headers["Location"] = f"/v1/threads/{thread.id}"
-    return thread
+    return _opened(call, thread)
 
 
 async def list_(call: Call, query: ListThreads) -> Page[ThreadSummary]:
@@ -92,7 +99,7 @@ async def list_(call: Call, query: ListThreads) -> Page[ThreadSummary]:
 
 async def get(call: Call, id: str) -> Thread:
     """Read a thread."""
-    return found(await threads.get(call.services.session(call), id=id, user_id=call.caller.user_id))
+    return _opened(call, await threads.get(call.services.session(call), id=id, user_id=call.caller.user_id))
 
 
 async def update(call: Call, id: str, body: ThreadChanges, if_match: IfMatch) -> Thread:
@@ -101,13 +108,14 @@ async def update(call: Call, id: str, body: ThreadChanges, if_match: IfMatch) ->
     Only what is sent changes; null takes a value away.
     """
     session, user_id = call.services.session(call), call.caller.user_id
-    thread = await threads.update(session, id=id, user_id=user_id, versions=if_match, changes=changes(body))
+    sent = changes(body, _sealed(call, id, body))
+    thread = await threads.update(session, id=id, user_id=user_id, versions=if_match, changes=sent)
     if thread is None and (other := await threads.get(session, id=id, user_id=user_id)):
         if if_match is not None and other.updated_at not in if_match:
             raise Problem("precondition_failed")
         if isinstance(body.agent_id, str):
             raise _no_agent()
-    return found(thread)
+    return _opened(call, thread)
 
 
 async def delete(call: Call, id: str, if_match: IfMatch) -> None:
@@ -125,7 +133,19 @@ async def restore(call: Call, id: str) -> Thread:
 
     One that is not deleted stays as it is.
     """
-    return found(await threads.restore(call.services.session(call), id=id, user_id=call.caller.user_id))
+    return _opened(call, await threads.restore(call.services.session(call), id=id, user_id=call.caller.user_id))
+
+
+def _sealed(call: Call, id: str, body: NewThread | ThreadChanges) -> dict[str, Any]:
+    """The texts of a body as they are stored in the thread with this id."""
+    ring: Keyring = call.services.keyring
+    return ring.seal_columns("threads", id, {name: getattr(body, name) for name in SEALED})
+
+
+def _opened(call: Call, thread: Thread | None) -> Thread:
+    """What a statement found, with its texts. Raises Problem (404) where it found nothing; UnreadableError."""
+    ring: Keyring = call.services.keyring
+    return ring.open_columns("threads", found(thread), SEALED)
 
 
 def _no_agent() -> Problem:

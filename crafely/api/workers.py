@@ -20,6 +20,7 @@ from crafely.api import server, telemetry
 from crafely.config import Settings
 from crafely.db.query import WrongRoleError
 from crafely.db.session import DatabaseUnavailableError, accepts
+from crafely.keyring import KeyringError
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +34,7 @@ def serve(settings: Settings, url: str, sock: socket.socket, ready: Callable[[],
     """Serves with ``settings.workers`` processes until told to stop (signals.py); calls ``ready`` before they start.
 
     A worker that dies is replaced. Gives the exit code: 1 when workers cannot start, or start no more. Raises
-    DatabaseUnavailableError or WrongRoleError.
+    DatabaseUnavailableError, WrongRoleError or KeyringError.
     """
     # Asked once here, so that a mistake is told once and not by each worker.
     asyncio.run(server.probe(settings, url))
@@ -79,7 +80,7 @@ class _Worker(GunicornUVLoopWebWorker):
     def run(self) -> None:
         try:
             super().run()
-        except (DatabaseUnavailableError, WrongRoleError) as error:
+        except (DatabaseUnavailableError, WrongRoleError, KeyringError) as error:
             log.critical("this worker cannot start: %s", error)
             sys.exit(Arbiter.WORKER_BOOT_ERROR)
 

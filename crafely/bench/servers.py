@@ -15,11 +15,12 @@ import msgspec
 
 from crafely.bench import BenchError
 from crafely.config import PREFIX, Settings
+from crafely.keyring import OFF
 
 START_SECONDS = 60
 STOP_SECONDS = 30
 # What a server was started for by whoever runs the bench; the bench says itself where and with how many workers.
-_OWN = {f"{PREFIX}{name}" for name in ("DATABASE_URL", "HOST", "PORT", "WORKERS")}
+_OWN = {f"{PREFIX}{name}" for name in ("DATABASE_URL", "HOST", "PORT", "WORKERS", "ENCRYPTION_KEYS")}
 
 
 class Address(msgspec.Struct, frozen=True):
@@ -35,6 +36,8 @@ async def crafely(url: str, *, workers: int = 1, **settings: str) -> AsyncIterat
     """``crafely serve`` on a database. Keywords are settings that it knows, in lower case."""
     environ = {name: value for name, value in os.environ.items() if name not in _OWN}
     environ |= {"CRAFELY_DATABASE_URL": url, "CRAFELY_PORT": "0", "CRAFELY_WORKERS": str(workers)}
+    # What is measured stores no text.
+    environ["CRAFELY_ENCRYPTION_KEYS"] = OFF
     for name, value in settings.items():
         if name not in Settings.__struct_fields__:
             raise BenchError(f"this release has no setting {PREFIX}{name.upper()}")

@@ -27,6 +27,7 @@ _EXPECTED = (
     MigrationError,
     DatabaseUnavailableError,
     WrongRoleError,
+    KeyringError,
     ListenError,
     psycopg.OperationalError,  # the database went away while we asked it
 )

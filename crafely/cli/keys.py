@@ -18,6 +18,7 @@ from crafely.auth import keys
 from crafely.auth.families import MAX_OVERLAP, revoke_family
 from crafely.auth.hashing import Hasher
 from crafely.auth.permissions import ADMIN, EVERYTHING, MAX_COUNT, Permission
+from crafely.cli import encryption_keys
 from crafely.cli.tables import show
 from crafely.cli.target import require_schema, target
 from crafely.config import Settings, load
@@ -70,6 +71,7 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     revoke.add_argument("id", type=_text, help="key_…")
     revoke.add_argument("--family", action="store_true", help="and all keys that it replaced, or that replaced it")
     revoke.set_defaults(run=_revoke)
+    encryption_keys.add(actions)
     for action in (create, show, rotate, revoke):
         action.add_argument("--user", type=_text, default=ADMIN_USER, help=f"whose key (default: {ADMIN_USER})")
         action.add_argument("--json", action="store_true", help="for programs")

@@ -14,6 +14,7 @@ import psycopg
 
 from crafely import __version__
 from crafely.cli import keys
+from crafely.cli.encryption_keys import with_keys
 from crafely.cli.listen import ListenError, listen
 from crafely.cli.target import Target, require_schema, target
 from crafely.config import Settings, SettingsError, load
@@ -50,6 +51,7 @@ def _run(settings: Settings) -> int:
             _say(f"starting PostgreSQL in {settings.data_dir}/")
         found = stack.enter_context(target(settings))
         _prepare(settings, found)
+        settings = with_keys(settings, found)
         if settings.workers > 1:
             # Each worker writes its metrics here, and /metrics adds them up; prometheus-client reads this on import.
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="crafely-metrics-"))

@@ -7,7 +7,15 @@ from pathlib import Path
 import msgspec
 
 # The roles that a statement may run as; the first is what a header that names none means.
-ROLES = ("crafely_app", "crafely_auth", "crafely_meter", "crafely_admin", "crafely_monitor", "crafely_backup")
+ROLES = (
+    "crafely_app",
+    "crafely_auth",
+    "crafely_meter",
+    "crafely_admin",
+    "crafely_monitor",
+    "crafely_backup",
+    "crafely_encryption",
+)
 # The words of a header, in the order in which they stand.
 WORDS = ("returns", "one row", "role", "uses", "scans", "not null")
 

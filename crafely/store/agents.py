@@ -29,8 +29,16 @@ class AgentThread(Row, frozen=True):
     updated_at: datetime
 
 
+class SealedAgent(Row, frozen=True):
+    """An agent's texts, as they are stored."""
+
+    id: str
+    instructions: str
+    context: str | None
+
+
 class Agent(Row, frozen=True):
-    """An agent. ``tools`` is a JSON array, as it was given."""
+    """An agent. ``tools`` is a JSON array, as it was given; instructions and context are as they are stored: sealed."""
 
     id: str
     name: str
@@ -45,7 +53,14 @@ class Agent(Row, frozen=True):
 
 @sql
 async def create(
-    db: Executor, *, user_id: str, name: str, instructions: str, tools: msgspec.Raw | None, context: str | None
+    db: Executor,
+    *,
+    id: str,
+    user_id: str,
+    name: str,
+    instructions: str,
+    tools: msgspec.Raw | None,
+    context: str | None,
 ) -> Agent:
     """A new agent."""
 
@@ -92,3 +107,16 @@ async def delete(db: Executor, *, id: str, user_id: str, versions: list[datetime
 @sql
 async def restore(db: Executor, *, id: str, user_id: str) -> Agent | None:
     """Brings a deleted agent back; a live one stays as it is."""
+
+
+@sql
+async def list_to_reencrypt(db: Executor, *, key_id: str, after: str, take: int) -> list[SealedAgent]:
+    """Every user's agents with a text that is not sealed with this key, by id, from an id on."""
+
+
+@sql
+async def reencrypt(db: Executor, *, records: msgspec.Raw) -> int:
+    """Replaces the texts of many agents where they are still the old ones. Gives how many it replaced.
+
+    Takes a JSON array of objects: id, old_instructions, old_context, instructions, context.
+    """

@@ -19,8 +19,15 @@ class ThreadSummary(Row, frozen=True):
     updated_at: datetime
 
 
+class SealedThread(Row, frozen=True):
+    """A thread's text, as it is stored."""
+
+    id: str
+    instructions: str
+
+
 class Thread(Row, frozen=True):
-    """A thread, with an agent or without one."""
+    """A thread, with an agent or without one; instructions are as they are stored: sealed."""
 
     id: str
     agent_id: str | None
@@ -36,6 +43,7 @@ class Thread(Row, frozen=True):
 async def create(
     db: Executor,
     *,
+    id: str,
     user_id: str,
     name: str,
     storage_id: str | None,
@@ -84,3 +92,16 @@ async def delete(db: Executor, *, id: str, user_id: str, versions: list[datetime
 @sql
 async def restore(db: Executor, *, id: str, user_id: str) -> Thread | None:
     """Brings a deleted thread back; a live one stays as it is."""
+
+
+@sql
+async def list_to_reencrypt(db: Executor, *, key_id: str, after: str, take: int) -> list[SealedThread]:
+    """Every user's threads with a text that is not sealed with this key, by id, from an id on."""
+
+
+@sql
+async def reencrypt(db: Executor, *, records: msgspec.Raw) -> int:
+    """Replaces the texts of many threads where they are still the old ones. Gives how many it replaced.
+
+    Takes a JSON array of objects: id, old_instructions, instructions.
+    """

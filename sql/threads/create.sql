@@ -1,9 +1,10 @@
 -- sql/threads/create.sql
--- A new thread, alone or under one of the user's live agents. No row: there is no such agent.
+-- A new thread, alone or under one of the user's live agents. No row: there is no such agent. Its id is the
+-- application's: its text is sealed with it.
 -- returns: maybe Thread
 -- uses: agents_user_id_id_key
-insert into threads (name, storage_id, instructions, model, user_id, agent_id)
-select :name, :storage_id, :instructions, :model, :user_id, :agent_id::text
+insert into threads (id, name, storage_id, instructions, model, user_id, agent_id)
+select :id, :name, :storage_id, :instructions, :model, :user_id, :agent_id::text
 where :agent_id::text is null
     or exists (
         select

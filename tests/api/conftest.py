@@ -20,6 +20,7 @@ from aiohttp import web
 from jsonschema import Draft202012Validator, FormatChecker
 from yarl import URL
 
+from crafely import keyring
 from crafely.api import ROUTES, openapi, telemetry
 from crafely.api import server as application
 from crafely.auth import keys
@@ -28,6 +29,7 @@ from crafely.config import Settings
 from crafely.db.session import Database, Identity, Session
 from crafely.store import api_keys
 from tests.auth.conftest import ISSUER, PARTY, Signer
+from tests.conftest import ENCRYPTION_KEY
 
 # What every answer must carry, besides its request id.
 HEADERS = {
@@ -196,7 +198,14 @@ async def introduce(server: Server) -> Api:
 
 
 # The smallest hash that argon2 makes: what it costs is not what these tests are about.
-SETTINGS = Settings(argon2_memory_kib=8, pool_size=4, key_environment="test", shutdown_grace=2, pool_timeout=1)
+SETTINGS = Settings(
+    argon2_memory_kib=8,
+    pool_size=4,
+    key_environment="test",
+    shutdown_grace=2,
+    pool_timeout=1,
+    encryption_keys=keyring.parse(ENCRYPTION_KEY),
+)
 # The user whose session tokens hold admin.
 ROOT = "user_root"
 

@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from crafely.cli import commands
+from tests.conftest import ENCRYPTION_KEY
 from tests.db.conftest import stop_and_remove
 
 PROGRAM = str(Path(sys.executable).with_name("crafely"))
@@ -36,6 +37,8 @@ def environment(**variables: str) -> dict[str, str]:
     programs = os.environ.get("CRAFELY_TEST_POSTGRES", "")
     if programs and not programs.startswith("postgres"):
         environ["CRAFELY_POSTGRES_BIN"] = programs
+    if "CRAFELY_DATABASE_URL" in variables:
+        environ["CRAFELY_ENCRYPTION_KEYS"] = ENCRYPTION_KEY
     return {**environ, **variables}
 
 

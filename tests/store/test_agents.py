@@ -2,6 +2,7 @@
 
 from datetime import UTC, datetime
 from typing import Any
+from uuid import uuid4
 
 import msgspec
 import psycopg
@@ -17,7 +18,13 @@ TOOLS = msgspec.Raw(b'[{"name": "search", "depth": 1.50}]')
 
 async def make(session: Session, name: str = "Helper") -> Agent:
     return await agents.create(
-        session, user_id="alice", name=name, instructions="Be kind.", tools=TOOLS, context="Facts."
+        session,
+        id=f"agnt_{uuid4()}",
+        user_id="alice",
+        name=name,
+        instructions="Be kind.",
+        tools=TOOLS,
+        context="Facts.",
     )
 
 
@@ -34,7 +41,14 @@ async def get(session: Session, agent: Agent) -> Agent:
 
 async def make_thread(session: Session, agent: Agent, name: str) -> None:
     made = await threads.create(
-        session, user_id="alice", name=name, storage_id=None, instructions=None, model="gpt-4", agent_id=agent.id
+        session,
+        id=f"thrd_{uuid4()}",
+        user_id="alice",
+        name=name,
+        storage_id=None,
+        instructions=None,
+        model="gpt-4",
+        agent_id=agent.id,
     )
     assert made is not None
 

@@ -1,5 +1,7 @@
 """Threads: alone or under an agent of their user's that is live."""
 
+from uuid import uuid4
+
 import msgspec
 import psycopg
 import pytest
@@ -10,7 +12,9 @@ from crafely.store.threads import Thread
 
 
 async def make_agent(session: Session, user_id: str = "alice") -> str:
-    made = await agents.create(session, user_id=user_id, name="a", instructions="", tools=None, context=None)
+    made = await agents.create(
+        session, id=f"agnt_{uuid4()}", user_id=user_id, name="a", instructions="", tools=None, context=None
+    )
     return made.id
 
 
@@ -19,6 +23,7 @@ async def make(
 ) -> Thread | None:
     return await threads.create(
         session,
+        id=f"thrd_{uuid4()}",
         user_id=user_id,
         name="talk",
         storage_id=storage_id,
