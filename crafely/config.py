@@ -26,6 +26,8 @@ Port = Annotated[int, Meta(ge=0, le=65535)]
 Count = Annotated[int, Meta(ge=1, le=1024)]
 Seconds = Annotated[float, Meta(gt=0, le=3600)]
 Urls = tuple[str, ...]
+# Requests a minute.
+Rate = Annotated[int, Meta(ge=1, le=1_000_000_000)] | Literal["off"]
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -80,6 +82,18 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     # Callers that may wait for a coalesced lookup, and for a coalesced usage record, before they are told to come back.
     lookup_queue: Annotated[int, Meta(ge=1, le=1_000_000)] = 10_000
     usage_queue: Annotated[int, Meta(ge=1, le=1_000_000)] = 10_000
+
+    # Requests a minute of a key without a limit of its own. None: what its user's packages say, if they say anything.
+    rate_limit: Rate | None = None
+    # Of all keys and sessions of a user together, whose packages say nothing: a thousand a second is more than people
+    # and their programs need, and a small part of what one worker does.
+    rate_limit_user: Rate = 60_000
+    # Failed attempts to authenticate from one address in a minute, before more are refused unseen.
+    rate_limit_failures: Rate = 60
+    # A Redis or Valkey that counts for all workers. None: each counts alone.
+    rate_limit_storage: str | None = None
+    # Networks of the proxies whose X-Forwarded-For is believed.
+    trusted_proxies: tuple[str, ...] = ()
 
     # Clerk. Nothing set: session tokens are refused, API keys still work.
     clerk_issuer: str | None = None

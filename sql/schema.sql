@@ -545,15 +545,18 @@ create table packages (
     active boolean default true not null,
     created_at timestamp with time zone default now() not null,
     updated_at timestamp with time zone default now() not null,
+    rate_limit integer,
     constraint packages_pkey primary key (id),
     constraint packages_name_key unique (name),
     constraint packages_features_check check (cardinality(features) <= 100),
     constraint packages_interval_check check ("interval" = any (array['month'::text, 'year'::text])),
     constraint packages_name_check check (length(name) >= 1 and length(name) <= 255),
-    constraint packages_price_check check (price >= 0::numeric)
+    constraint packages_price_check check (price >= 0::numeric),
+    constraint packages_rate_limit_check check (rate_limit > 0)
 );
 
 comment on table packages is 'Subscription packages; a package that is no longer sold has active = false.';
+comment on column packages.rate_limit is 'Requests a minute; null means that the package says nothing of it.';
 
 create index packages_created_at_id_idx on packages using btree (created_at desc, id desc);
 
@@ -568,9 +571,10 @@ create trigger packages_set_updated_at
     when (old.* is distinct from new.*)
     execute function set_updated_at();
 
-grant insert (name, description, price, features, "interval", active), select, update (name, description, price,
-    features, "interval", active) on packages to crafely_admin;
+grant insert (name, description, price, features, "interval", active, rate_limit), select, update (name, description,
+    price, features, "interval", active, rate_limit) on packages to crafely_admin;
 grant select on packages to crafely_app, crafely_backup;
+grant select (id, rate_limit) on packages to crafely_auth;
 
 create table threads (
     id character varying(255) default concat('thrd_', gen_random_uuid()) not null,
@@ -873,6 +877,11 @@ create policy user_subscriptions_backup on user_subscriptions
     to crafely_backup
     using (true);
 
+create policy user_subscriptions_lookup on user_subscriptions
+    for select
+    to crafely_auth
+    using (true);
+
 create policy user_subscriptions_own on user_subscriptions
     to crafely_app
     using (user_id = (( select current_user_id() as current_user_id)))
@@ -881,6 +890,7 @@ create policy user_subscriptions_own on user_subscriptions
 grant insert (start_date, end_date, user_id, package_id), select, update (status, end_date) on user_subscriptions to
     crafely_admin, crafely_app;
 grant select on user_subscriptions to crafely_backup;
+grant select (status, start_date, end_date, user_id, package_id) on user_subscriptions to crafely_auth;
 
 grant usage on schema public to crafely_admin, crafely_app, crafely_auth, crafely_backup, crafely_encryption,
     crafely_meter, crafely_monitor;

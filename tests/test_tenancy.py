@@ -228,6 +228,8 @@ READABLE = {
     "crafely_app": {"api_keys": "all but hashed_key"},
     "crafely_auth": {
         "api_keys": "id key_id hashed_key permissions active last_used_at user_id expires_at rate_limit",
+        "packages": "id rate_limit",
+        "user_subscriptions": "status start_date end_date user_id package_id",
     },
     "crafely_meter": {
         "api_keys": "id user_id",

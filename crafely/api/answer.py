@@ -34,7 +34,8 @@ class Answer(web.StreamResponse):
     """One answer, complete before its first byte is sent.
 
     Takes the status, the body (None: a 204 or a 304, which have none), its media type and further headers. Raises
-    ValueError for a header with a control character in it. ``request_id`` is set before it is sent.
+    ValueError for a header with a control character in it. ``request_id`` and ``limits``, lines that are not in
+    ``headers``, are set before it is sent.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class Answer(web.StreamResponse):
         # Not super().__init__(): it makes the dictionaries that this class does without. What aiohttp's protocol asks
         # of an answer stands below.
         self.request_id = ""
+        self.limits = b""
         self._code = status
         self._bytes = body
         self._media_type = media_type
@@ -81,7 +83,7 @@ class Answer(web.StreamResponse):
             raise ConnectionResetError("the client has gone")
         if self._keep is None:
             self._keep = request.keep_alive
-        extra = self._extra
+        extra = self._extra + self.limits
         if not self._keep:
             extra += b"Connection: close\r\n"
         elif request.version != HttpVersion11:

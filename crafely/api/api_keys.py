@@ -95,19 +95,24 @@ class PresentedKey(Body, kw_only=True, frozen=True):
 class Verification(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     """What a key is worth now.
 
-    VALID; INSUFFICIENT_PERMISSIONS (valid, but it lacks one that was asked for); REVOKED or EXPIRED (told only to who
+    VALID; INSUFFICIENT_PERMISSIONS (valid, but it lacks one that was asked for); RATE_LIMITED (valid, but its limit of
+    this minute is used up); REVOKED or EXPIRED (told only to who
     has the right secret); NOT_FOUND (no such key, or another secret); MALFORMED (not an API key at all, or mistyped).
     The fields about the key are null unless the secret is right.
     """
 
     valid: bool
-    code: Literal["VALID", "INSUFFICIENT_PERMISSIONS", "REVOKED", "EXPIRED", "NOT_FOUND", "MALFORMED"]
+    code: Literal["VALID", "INSUFFICIENT_PERMISSIONS", "RATE_LIMITED", "REVOKED", "EXPIRED", "NOT_FOUND", "MALFORMED"]
     id: str | None = None
     key_id: str | None = None
     user_id: str | None = None
     permissions: Sequence[str] | None = None
     expires_at: datetime | None = None
+    # Requests a minute; of a valid key whatever limit it has, of others their own.
     rate_limit: int | None = None
+    # What is left of it, and in how many seconds it begins anew.
+    rate_limit_remaining: int | None = None
+    rate_limit_reset: int | None = None
 
 
 class ListApiKeys(ListQuery, kw_only=True, frozen=True):
@@ -168,19 +173,24 @@ async def verify(call: Call, body: PresentedKey) -> Verification:
     """Verify an API key.
 
     For services that let their own callers in by API keys: whose key it is, what it may do, and whether it is good now.
-    A key that is not good is an answer, too, and has the status 200. A good one counts as used.
+    A key that is not good is an answer, too, and has the status 200. A good one counts as used,
+    and against its rate limit, as a request of its own would.
     """
     services = call.services
     entry = await services.verifier.examine(body.key)
     if entry is None:
         return _MALFORMED
-    record, code = entry.record, entry.code()
+    record, code, standing = entry.record, entry.code(), None
     if record is None:
         return _NOT_FOUND
     if code == "VALID":
         services.seen(record.id)
         if body.permissions and excess(entry.caller.permissions, body.permissions):
             code = "INSUFFICIENT_PERMISSIONS"
+        else:
+            standing = await services.rate_limits.present(record)
+            if standing is not None and standing.left < 0:
+                code = "RATE_LIMITED"
     return Verification(
         valid=code == "VALID",
         code=code,
@@ -189,7 +199,9 @@ async def verify(call: Call, body: PresentedKey) -> Verification:
         user_id=record.user_id,
         permissions=record.permissions,
         expires_at=record.expires_at,
-        rate_limit=record.rate_limit,
+        rate_limit=standing.quota if standing is not None else record.rate_limit,
+        rate_limit_remaining=max(standing.left, 0) if standing is not None else None,
+        rate_limit_reset=standing.seconds if standing is not None else None,
     )
 
 

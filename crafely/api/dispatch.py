@@ -73,6 +73,7 @@ class Dispatch:
             if deadlines.running.pop(call) is None:
                 deadlines.forgive(request.task)
         answer.request_id = request_id
+        answer.limits = call.limits
         if hdrs.EXPECT in headers and not request.content.is_eof():
             # The client may not send its body now, and what comes next must not be taken for it.
             answer.force_close()

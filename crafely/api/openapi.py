@@ -20,6 +20,7 @@ API keys, agents, threads, packages, subscriptions and usage.
 
 Names are camelCase, times RFC 3339 in UTC, decimals strings. Lists give a page and the cursor to the next one. Every
 answer carries X-Request-Id: that of the request if it had one, else a new one. Errors are problem details (RFC 9457).
+Limits of requests a minute hold for each API key, and for all keys and sessions of a user together.
 """
 _REQUEST_ID = {
     "X-Request-Id": {
@@ -45,6 +46,20 @@ _IF_NONE_MATCH = {
     "required": False,
     "description": "ETags, or *: if it is still one of them, the answer is 304.",
     "schema": _TAGS,
+}
+_RETRY_AFTER = {"Retry-After": {"description": "Seconds to wait.", "schema": {"type": "integer", "minimum": 1}}}
+# draft-ietf-httpapi-ratelimit-headers-10: lists of structured fields (RFC 9651).
+_LIMITS = {
+    "RateLimit-Policy": {
+        "description": "The limits that hold for an authenticated caller: q requests in w seconds, by key and by user. "
+        'Example: `"key";q=600;w=60, "user";q=60000;w=60`.',
+        "schema": {"type": "string", "pattern": '^"[a-z]+";q=\\d+;w=60(, "[a-z]+";q=\\d+;w=60)*$'},
+    },
+    "RateLimit": {
+        "description": "How they stand: r requests are left, and t seconds until they are all there again. "
+        'Example: `"key";r=599;t=31, "user";r=59999;t=31`.',
+        "schema": {"type": "string", "pattern": '^"[a-z]+";r=\\d+;t=\\d+(, "[a-z]+";r=\\d+;t=\\d+)*$'},
+    },
 }
 _LOCATION = {
     "Location": {"required": True, "description": "The address of what was created.", "schema": {"type": "string"}}
@@ -226,8 +241,9 @@ def _without_null(field: Schema) -> Schema:
 
 
 def _responses(route: Route, operation: Operation, schemas: dict[int, Schema]) -> Schema:
+    headers = {**_REQUEST_ID, **(_LIMITS if route.permission is not None else {})}
     if operation.answer in {None, type(None)}:
-        success: Schema = {"description": "Done; there is nothing to say.", "headers": _REQUEST_ID}
+        success: Schema = {"description": "Done; there is nothing to say.", "headers": headers}
         responses: Schema = {"204": success}
     else:
         # Bytes are text, or (this document itself) some JSON object.
@@ -237,7 +253,7 @@ def _responses(route: Route, operation: Operation, schemas: dict[int, Schema]) -
             str(route.status): {
                 "description": "Created." if route.status == 201 else "The answer.",
                 "headers": {
-                    **_REQUEST_ID,
+                    **headers,
                     **(_LOCATION if _has_address(route, operation) else {}),
                     **(_ETAG if operation.tagged else {}),
                 },
@@ -260,7 +276,7 @@ def _problem_statuses(route: Route, operation: Operation) -> list[int]:
     # Any request can be broken HTTP, carry its credentials twice, or arrive too slowly.
     statuses = {400, 408, 422, 500, 503}
     if route.permission is not None:
-        statuses.add(401)
+        statuses |= {401, 429}
     if route.permission not in {None, AUTHENTICATED}:
         statuses.add(403)
     if operation.parameters:
@@ -278,7 +294,11 @@ def _problem(status: int) -> Schema:
     codes = {name: code for name, code in CODES.items() if code.status == status}
     return {
         "description": " ".join(f"`{name}`: {code.explanation}" for name, code in codes.items()),
-        "headers": _REQUEST_ID,
+        "headers": {
+            **_REQUEST_ID,
+            **(_LIMITS if status != 401 else {}),
+            **(_RETRY_AFTER if status in {429, 503} else {}),
+        },
         "content": {
             CONTENT_TYPE: {
                 "schema": {"$ref": _REF.format(name="ProblemDetails")},

@@ -15,6 +15,14 @@ Name = Annotated[str, Meta(min_length=1, max_length=255)]
 Description = Annotated[str, Meta(max_length=10_000)]
 Features = Annotated[list[Annotated[str, Meta(min_length=1, max_length=255)]], Meta(max_length=100)]
 Interval = Literal["month", "year"]
+RateLimit = Annotated[
+    int,
+    Meta(
+        ge=1,
+        le=1_000_000_000,
+        description="Requests a minute of all keys and sessions of a subscriber together; null says nothing of them.",
+    ),
+]
 
 
 class NewPackage(Body, kw_only=True, frozen=True):
@@ -28,6 +36,7 @@ class NewPackage(Body, kw_only=True, frozen=True):
     interval: Interval = "month"
     # Whether it is sold.
     active: bool = True
+    rate_limit: RateLimit | None = None
 
 
 class PackageChanges(Body, kw_only=True, frozen=True):
@@ -39,6 +48,7 @@ class PackageChanges(Body, kw_only=True, frozen=True):
     features: Features | UnsetType = UNSET
     interval: Interval | UnsetType = UNSET
     active: bool | UnsetType = UNSET
+    rate_limit: RateLimit | None | UnsetType = UNSET
 
 
 class ListPackages(ListQuery, kw_only=True, frozen=True):
@@ -60,6 +70,7 @@ async def create(call: Call, body: NewPackage) -> Package:
         features=body.features,
         interval=body.interval,
         active=body.active,
+        rate_limit=body.rate_limit,
     )
     call.headers["Location"] = f"/v1/packages/{package.id}"
     return package
@@ -91,6 +102,7 @@ async def update(call: Call, id: str, body: PackageChanges, if_match: IfMatch) -
     """Change a package.
 
     For administrators. Only what is sent changes. With `active` false it is no longer sold; subscriptions go on.
+    Another rate limit counts within a minute.
     """
     if isinstance(body.price, Decimal):
         decimal_within(body.price, "/price", precision=12, scale=2)

@@ -10,11 +10,13 @@ from typing import NamedTuple, TypeVar
 import msgspec
 import psycopg
 from aiohttp import web
+from msgspec import UNSET, UnsetType, field
 from psycopg_pool import PoolClosed, PoolTimeout, TooManyRequests
 
 from crafely.auth import Denied
 from crafely.auth.clerk import Unavailable
 from crafely.auth.hashing import Busy
+from crafely.auth.rate_limits import Exceeded
 from crafely.db.coalesce import QueueFullError
 from crafely.db.session import DatabaseUnavailableError
 from crafely.keyring import UnreadableError
@@ -45,6 +47,8 @@ class ProblemDetails(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     detail: str
     request_id: str
     errors: list[FieldError] = []
+    # The limits that are used up, as the RateLimit header names them.
+    violated_policies: list[str] | UnsetType = field(default=UNSET, name="violated-policies")
 
 
 class Code(NamedTuple):
@@ -104,7 +108,9 @@ CODES: dict[str, Code] = {
         "Invalid value",
         "The request is well formed, but a value in it breaks a rule. Each of the errors names the place and the rule.",
     ),
-    "rate_limited": Code(429, "Too many requests", "The caller's limit is used up. Retry-After says when to return."),
+    "rate_limited": Code(
+        429, "Too many requests", "A limit is used up, which the detail names. Retry-After says when to return."
+    ),
     "internal": Code(
         500, "Internal error", "The fault is the server's. Its log has the cause under the requestId of this answer."
     ),
@@ -132,7 +138,8 @@ class Problem(Exception):  # noqa: N818 - the name is RFC 9457's
     """An answer with a status of 400 or more.
 
     Takes a code of CODES (anything else is a KeyError, at once), one sentence for the client that never repeats a
-    value, the errors of single fields (at most 100 are answered), and headers for the answer. A handler raises it.
+    value, the errors of single fields (at most 100 are answered), headers for the answer, and the limits that
+    are used up. A handler raises it.
     """
 
     def __init__(
@@ -142,6 +149,7 @@ class Problem(Exception):  # noqa: N818 - the name is RFC 9457's
         *,
         errors: Sequence[FieldError] = (),
         headers: Mapping[str, str] | None = None,
+        violated: Sequence[str] = (),
     ) -> None:
         kind = CODES[code]
         super().__init__(code)
@@ -149,6 +157,7 @@ class Problem(Exception):  # noqa: N818 - the name is RFC 9457's
         self.status = kind.status
         self.detail = detail if detail is not None else kind.explanation
         self.errors = list(errors[:MAX_ERRORS])
+        self.violated = list(violated) or UNSET
         self.headers = {**_HEADERS.get(kind.status, {}), **(headers or {})}
 
     def body(self, request_id: str) -> bytes:
@@ -162,6 +171,7 @@ class Problem(Exception):  # noqa: N818 - the name is RFC 9457's
                 detail=self.detail,
                 request_id=request_id,
                 errors=self.errors,
+                violated_policies=self.violated,
             )
         )
 
@@ -216,6 +226,7 @@ CONSTRAINTS: dict[str, Constraint] = {
     "packages_price_check": Constraint("invalid", _AMOUNT, "/price"),
     "packages_features_check": Constraint("invalid", "expected at most 100 features", "/features"),
     "packages_interval_check": Constraint("invalid", "expected month or year", "/interval"),
+    "packages_rate_limit_check": Constraint("invalid", "expected at least 1", "/rateLimit"),
     "user_subscriptions_package_id_fkey": Constraint("invalid", "expected the id of a package", "/packageId"),
     "user_subscriptions_end_date_check": Constraint("invalid", "expected no time before startDate", "/endDate"),
     "user_subscriptions_user_id_package_id_idx": Constraint(
@@ -281,6 +292,8 @@ def from_exception(error: Exception) -> Problem | None:
         case Denied():
             headers = {"WWW-Authenticate": 'Bearer error="invalid_token"'}
             problem = Problem("invalid_token", f"Not accepted: {error}.", headers=headers)
+        case Exceeded():
+            problem = _exceeded(error)
         case Busy() | Unavailable() | DatabaseUnavailableError() | QueueFullError():
             problem = Problem("unavailable")
         case UnreadableError():
@@ -290,6 +303,23 @@ def from_exception(error: Exception) -> Problem | None:
         case web.RequestPayloadError():
             problem = Problem("bad_request", "The body ended before its announced length, or cannot be read.")
     return problem
+
+
+_LIMITS = {
+    "key": "The API key's limit is used up: {} requests a minute.",
+    "user": "The user's limit, of all keys and sessions together, is used up: {} requests a minute.",
+    "address": "Too many attempts to authenticate from this address have failed: {} a minute may.",
+}
+
+
+def _exceeded(error: Exceeded) -> Problem:
+    headers = {
+        "Retry-After": str(error.seconds),
+        "RateLimit-Policy": f'"{error.name}";q={error.quota};w=60',
+        "RateLimit": f'"{error.name}";r=0;t={error.seconds}',
+    }
+    detail = _LIMITS[error.name].format(error.quota)
+    return Problem("rate_limited", detail, headers=headers, violated=[error.name])
 
 
 def from_database(error: psycopg.Error) -> Problem | None:

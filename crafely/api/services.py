@@ -11,16 +11,19 @@ from typing import Any
 
 import msgspec
 import psycopg
+from aiohttp import web
 
 from crafely.api import encryption_keys, monitor_desk, telemetry
+from crafely.api.addresses import Addresses
 from crafely.api.monitor_metrics import Metrics
 from crafely.api.problems import Problem
 from crafely.api.recorder import recorder
 from crafely.api.wire import Call, Caller
-from crafely.auth import Authenticator, KeyCache, KeyRecord, Verifier
+from crafely.auth import Authenticator, Denied, KeyCache, KeyRecord, Verifier
 from crafely.auth.clerk import Clerk
 from crafely.auth.hashing import Hasher
-from crafely.auth.lookups import lookups
+from crafely.auth.lookups import lookups, package_limits
+from crafely.auth.rate_limits import RateLimits
 from crafely.config import Settings
 from crafely.db import migrate
 from crafely.db.listen import Listener
@@ -85,11 +88,14 @@ class Services:
             down=self.key_cache.distrust,
         )
         self.verifier = Verifier(self.hasher, self.key_cache, lookup=self.lookups.ask, rehash=self._rehash)
-        authenticator = Authenticator(
+        self._authenticator = Authenticator(
             self.verifier, self._clerk, admins=frozenset(settings.clerk_admins), seen=self.seen
         )
-        self.known = authenticator.known
-        self.authenticate = authenticator.authenticate
+        self.known = self._authenticator.known
+        self.package_limits = package_limits(self.database, queue=settings.lookup_queue)
+        self.rate_limits = RateLimits(settings, package_limit=self.package_limits.ask)
+        self.admit = self.rate_limits.admit
+        self._addresses = Addresses(settings.trusted_proxies)
 
     async def open(self) -> None:
         """Connects. Raises DatabaseUnavailableError, WrongRoleError or KeyringError with one line that says why."""
@@ -97,10 +103,27 @@ class Services:
         try:
             await self.check_keys()
             await self.lookups.open()
+            await self.package_limits.open()
             await self.recorder.open()
             await self._listener.open()
         except psycopg.Error as error:
             raise DatabaseUnavailableError(unavailable(self._url, error)) from None
+
+    async def authenticate(self, token: str, request: web.BaseRequest) -> Caller:
+        """The caller behind a request's token. Raises what Authenticator.authenticate does, and Exceeded.
+
+        An address from which too many attempts have failed gets no further lookup, hash or signature, but for keys
+        whose secret is known to be right. Who has held a key or a session does not guess: its end is no failure.
+        """
+        address = self._addresses.of(request)
+        if not self.verifier.tried(token):
+            await self.rate_limits.attempt(address)
+        try:
+            return await self._authenticator.authenticate(token)
+        except Denied as denied:
+            if not denied.proven:
+                await self.rate_limits.failed(address)
+            raise
 
     def session(self, call: Call, role: str = "crafely_app") -> Session:
         """A session for the caller of a request: what row-level security and the audit trail see."""
@@ -191,8 +214,10 @@ class Services:
         for role, stats in self.pool_stats().items():
             telemetry.observe_pool(role, stats)
         telemetry.observe_coalescer("api_keys/lookup", self.lookups)
+        telemetry.observe_coalescer("user_subscriptions/rate_limits", self.package_limits)
         telemetry.observe_coalescer("usage/record", self.recorder)
         telemetry.observe_keys(self.key_cache, self._listener, self.hasher)
+        telemetry.observe_rate_limits(self.rate_limits)
 
     async def check_keys(self) -> None:
         """Sees that the keys are the database's, and notes the one in use. Raises KeyringError with one line."""
@@ -246,6 +271,8 @@ class Services:
             log.warning("the last use of some keys was not written", exc_info=True)
         await self._clerk.close()
         await self._listener.close()
+        await self.rate_limits.close()
+        await self.package_limits.close()
         await self.lookups.close()
         await self.recorder.close()
         self.hasher.close()

@@ -28,6 +28,7 @@ from prometheus_client.multiprocess import mark_process_dead as _mark_dead
 
 from crafely.auth import Caller, KeyCache
 from crafely.auth.hashing import Hasher
+from crafely.auth.rate_limits import RateLimits
 from crafely.db.coalesce import Coalescer
 from crafely.db.listen import Listener
 
@@ -118,6 +119,13 @@ _listener_losses = Counter(
 _hashes_waiting = Gauge(
     "crafely_argon2_waiting",
     "Secrets being hashed or waiting for it.",
+    registry=REGISTRY,
+    multiprocess_mode="livesum",
+)
+_refusals = Counter("crafely_rate_limit_refusals", "Requests refused by a limit.", ("limit",), registry=REGISTRY)
+_storage_away = Gauge(
+    "crafely_rate_limit_storage_away",
+    "Processes that count alone because the storage of rate limits does not answer.",
     registry=REGISTRY,
     multiprocess_mode="livesum",
 )
@@ -242,6 +250,13 @@ def observe_keys(cache: KeyCache, listener: Listener, hasher: Hasher) -> None:
     _key_entries.set(len(cache))
     _key_trusted.set(cache.trusted)
     _hashes_waiting.set(hasher.waiting)
+
+
+def observe_rate_limits(limits: RateLimits) -> None:
+    """Count what limits have refused since they were shown last, and show whether their storage is away."""
+    for name, total in limits.refusals.items():
+        _catch_up(_refusals.labels(name), limits, total)
+    _storage_away.set(limits.away)
 
 
 def _catch_up(counter: Counter, source: object, total: int) -> None:

@@ -84,8 +84,11 @@ class Services(Protocol):
     def known(self, token: str) -> Caller | None:
         """Give the caller of a token that has just been authenticated; None says only that one has to ask."""
 
-    async def authenticate(self, token: str) -> Caller:
-        """Give the caller behind a bearer token or an API key. Raises what problems.from_exception knows."""
+    async def authenticate(self, token: str, request: web.BaseRequest) -> Caller:
+        """Give the caller behind a request's bearer token or API key. Raises what problems.from_exception knows."""
+
+    async def admit(self, caller: Caller) -> bytes:
+        """Count a request of a caller, and give the header lines that say how its limits stand. Raises Exceeded."""
 
 
 class Route(msgspec.Struct, frozen=True):
@@ -107,10 +110,11 @@ class Call:
     """One request as a handler sees it.
 
     ``caller`` is None on public routes, which its annotation spares all others. ``headers`` go out with the answer if
-    it succeeds. ``services`` is what the application was built with. ``values`` are those of the path's parameters.
+    it succeeds, ``limits`` (header lines, each with its break) with any. ``services`` is what the application was built
+    with. ``values`` are those of the path's parameters.
     """
 
-    __slots__ = ("caller", "headers", "request", "request_id", "services", "values")
+    __slots__ = ("caller", "headers", "limits", "request", "request_id", "services", "values")
 
     caller: Caller
 
@@ -120,6 +124,7 @@ class Call:
         self.request_id = request_id
         self.services = services
         self.headers: dict[str, str] = {}
+        self.limits = b""
         self.values: Sequence[str] = ()
 
 
@@ -220,8 +225,9 @@ def bind(route: Route, services: Services) -> Callable[[Call], Awaitable[Answer]
             credentials = token(headers)
             caller = services.known(credentials)
             if caller is None:
-                caller = await services.authenticate(credentials)
+                caller = await services.authenticate(credentials, request)
             call.caller = caller
+            call.limits = await services.admit(caller)
             if permission != AUTHENTICATED and not allows(caller.permissions, permission):
                 raise Problem("insufficient_permissions", f"This takes the permission {permission}.")
         arguments: dict[str, Any] = {}

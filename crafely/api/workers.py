@@ -38,6 +38,11 @@ def serve(settings: Settings, url: str, sock: socket.socket, ready: Callable[[],
     """
     # Asked once here, so that a mistake is told once and not by each worker.
     asyncio.run(server.probe(settings, url))
+    if settings.rate_limit_storage is None:
+        log.warning(
+            "rate limits: each of %d workers counts alone; CRAFELY_RATE_LIMIT_STORAGE has them count together",
+            settings.workers,
+        )
     parent = os.getpid()
     try:
         # Its signal handlers stay when it has ended: a second Ctrl-C does not cut short what the caller has to stop.

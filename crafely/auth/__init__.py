@@ -32,12 +32,17 @@ _REASONS = {
 }
 
 
+_PROVEN = frozenset({"REVOKED", "EXPIRED", "NOT_YET_VALID", "WRONG_PARTY", "PENDING"})
+
+
 class Denied(Exception):  # noqa: N818 - an answer to the caller, not a failure of ours
     """The token is refused: HTTP 401. `code` is a word for programs, str() a sentence for people."""
 
     def __init__(self, code: str) -> None:
         super().__init__(_REASONS[code])
         self.code = code
+        # Whether its holder has shown the secret or the signature: then it was no guess.
+        self.proven = code in _PROVEN
 
 
 class Authenticator:

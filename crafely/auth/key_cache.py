@@ -33,6 +33,8 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True):
     permissions: frozenset[str]
     api_key_id: str | None = None
     session_id: str | None = None
+    # The key's own, in requests a minute; None where it has none.
+    rate_limit: int | None = None
 
 
 class KeyRecord(Protocol):
@@ -99,7 +101,10 @@ class Entry:
             return
         if record is not None and record != self.record:
             self.caller = Caller(
-                user_id=record.user_id, permissions=frozenset(record.permissions), api_key_id=record.id
+                user_id=record.user_id,
+                permissions=frozenset(record.permissions),
+                api_key_id=record.id,
+                rate_limit=record.rate_limit,
             )
             self.expires = record.expires_at.timestamp() if record.expires_at is not None else math.inf
         self.record = record

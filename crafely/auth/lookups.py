@@ -1,9 +1,9 @@
-"""Looking keys up for many callers at once: the one place here that knows the store."""
+"""Looking keys up, and the limits of packages, for many callers at once: the one place here that knows the store."""
 
 from crafely.db.coalesce import Coalescer
 from crafely.db.query import Executor
 from crafely.db.session import Database
-from crafely.store import api_keys
+from crafely.store import api_keys, user_subscriptions
 from crafely.store.api_keys import KeyRecord
 
 # Connections, and the most keys of one statement.
@@ -23,3 +23,24 @@ def lookups(database: Database, *, queue: int) -> Coalescer[str, KeyRecord | Non
 
     channels = [database.channel("crafely_auth") for _ in range(CHANNELS)]
     return Coalescer(send, channels, batch=BATCH, queue=queue, seconds=database.pool_timeout, repeatable=True)
+
+
+def package_limits(database: Database, *, queue: int) -> Coalescer[str, int | None]:
+    """``sql/user_subscriptions/rate_limits.sql`` for callers who ask for one user each: None where no package says.
+
+    Takes how many may wait. Opened and closed by its owner.
+    """
+
+    async def send(db: Executor, user_ids: list[str]) -> list[int | None]:
+        rows = await user_subscriptions.rate_limits(db, user_ids=list(dict.fromkeys(user_ids)))
+        found = {row.user_id: row.rate_limit for row in rows}
+        return [found.get(user_id) for user_id in user_ids]
+
+    return Coalescer(
+        send,
+        [database.channel("crafely_auth")],
+        batch=BATCH,
+        queue=queue,
+        seconds=database.pool_timeout,
+        repeatable=True,
+    )

@@ -34,6 +34,11 @@ class Verifier:
         self._at_work: dict[tuple[bytes, str | None], asyncio.Task[None]] = {}
         self.recall = cache.recall
 
+    def tried(self, token: str) -> bool:
+        """Whether `token` is remembered as one whose secret is right; its row may say otherwise by now."""
+        entry = self._cache.find(self._cache.digest(token))
+        return entry is not None and entry.fits
+
     async def examine(self, token: str) -> Entry | None:
         """What the API key `token` is worth, from the cache or the database; None when its shape or CRC is wrong.
 

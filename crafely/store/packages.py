@@ -9,7 +9,7 @@ from crafely.db.query import Executor, Row, sql
 
 
 class Package(Row, frozen=True):
-    """A package. ``price`` has two places; ``interval`` is month or year."""
+    """A package. ``price`` has two places; ``interval`` is month or year; ``rate_limit`` is requests a minute."""
 
     id: str
     name: str
@@ -18,6 +18,7 @@ class Package(Row, frozen=True):
     features: list[str]
     interval: str
     active: bool
+    rate_limit: int | None
     created_at: datetime
     updated_at: datetime
 
@@ -32,6 +33,7 @@ async def create(
     features: list[str],
     interval: str,
     active: bool,
+    rate_limit: int | None,
 ) -> Package:
     """A new package."""
 
@@ -52,7 +54,8 @@ async def list_all(
 async def update(
     db: Executor, *, id: str, versions: list[datetime] | None = None, changes: msgspec.Raw
 ) -> Package | None:
-    """Changes the columns that the JSON object names: name, description, price, features, interval, active.
+    """Changes the columns that the JSON object names: name, description, price, features, interval, active,
+    rate_limit.
 
     None where there is no such package, or it is none of these versions (its updated_at; no versions: whichever).
     """

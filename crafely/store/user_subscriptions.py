@@ -35,6 +35,13 @@ class CurrentSubscriptions(Row, frozen=True):
     subscriptions: list[CurrentSubscription]
 
 
+class UserRateLimit(Row, frozen=True):
+    """What the packages of a user allow, in requests a minute."""
+
+    user_id: str
+    rate_limit: int
+
+
 @sql
 async def create(
     db: Executor, *, user_id: str, package_id: str, start_date: datetime | None, end_date: datetime | None
@@ -68,6 +75,11 @@ async def cancel(
     None where there is none, it has ended before, or it is none of these versions (its updated_at; no versions:
     whichever).
     """
+
+
+@sql
+async def rate_limits(db: Executor, *, user_ids: list[str]) -> list[UserRateLimit]:
+    """What the packages of these users allow now, in no order; nothing for a user whose packages do not say."""
 
 
 @sql

@@ -3,6 +3,6 @@
 -- returns: maybe Package
 -- role: crafely_app, crafely_admin
 -- uses: packages_pkey
-select id, name, description, price, features, "interval", active, created_at, updated_at
+select id, name, description, price, features, "interval", active, rate_limit, created_at, updated_at
 from packages
 where id = :id;

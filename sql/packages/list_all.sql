@@ -3,7 +3,7 @@
 -- returns: many Package
 -- role: crafely_app, crafely_admin
 -- uses: packages_created_at_id_idx
-select id, name, description, price, features, "interval", active, created_at, updated_at
+select id, name, description, price, features, "interval", active, rate_limit, created_at, updated_at
 from packages
 where (:active::boolean is null or active = :active)
     and (created_at, id) < (:before, :before_id)

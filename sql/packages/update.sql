@@ -5,11 +5,11 @@
 -- role: crafely_admin
 -- uses: packages_pkey
 update packages p
-set (name, description, price, features, "interval", active) = (
+set (name, description, price, features, "interval", active, rate_limit) = (
     -- The row itself is the base: a column that :changes does not name keeps its value.
-    select c.name, c.description, c.price, c.features, c."interval", c.active
+    select c.name, c.description, c.price, c.features, c."interval", c.active, c.rate_limit
     from jsonb_populate_record(p, :changes::jsonb) as c
 )
 where id = :id
     and (:versions::timestamptz[] is null or updated_at = any(:versions))
-returning id, name, description, price, features, "interval", active, created_at, updated_at;
+returning id, name, description, price, features, "interval", active, rate_limit, created_at, updated_at;

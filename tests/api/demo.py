@@ -131,10 +131,13 @@ class Services:
     def known(self, token: str) -> Caller | None:
         return NOBODY if token == "nobody" else None
 
-    async def authenticate(self, token: str) -> Caller:
+    async def authenticate(self, token: str, request: web.BaseRequest) -> Caller:  # noqa: ARG002 - as the API has it
         if token != "reader-writer":
             raise Problem("invalid_token")
         return Caller(user_id="user_1", permissions=frozenset({"things:read", "things:write"}), api_key_id="key_1")
+
+    async def admit(self, caller: Caller) -> bytes:  # noqa: ARG002 - as the API has it
+        return b""
 
 
 class _Served(BaseTestServer):

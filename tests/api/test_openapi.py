@@ -135,7 +135,7 @@ def test_an_operation_reads_as_its_handler_does(document: dict[str, Any]) -> Non
     assert operation["summary"] == "List things."
     assert operation["description"] == "Newest first.\n\nTakes the permission `things:read`."
     assert operation["security"] == [{"bearer": []}, {"apiKey": []}]
-    assert set(operation["responses"]) == {"200", "400", "401", "403", "408", "422", "500", "503"}
+    assert set(operation["responses"]) == {"200", "400", "401", "403", "408", "422", "429", "500", "503"}
 
 
 def test_query_parameters_have_their_limits(document: dict[str, Any]) -> None:

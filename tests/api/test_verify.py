@@ -25,7 +25,9 @@ alone = pytest.mark.asyncio(loop_scope="function")
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 UNKNOWN = "crf_test_0000000000000000_000000000000000000000000000000003fzcPe"
-NOTHING = dict.fromkeys(("id", "keyId", "userId", "permissions", "expiresAt", "rateLimit"))
+NOTHING = dict.fromkeys(
+    ("id", "keyId", "userId", "permissions", "expiresAt", "rateLimit", "rateLimitRemaining", "rateLimitReset")
+)
 
 
 async def verify(caller: Client, key: str, *permissions: str) -> Answer:
@@ -47,9 +49,11 @@ async def test_a_good_key_shows_whose_it_is_and_what_it_may_do(api: Api) -> None
     made = await api.bob.post("/v1/api-keys", body)
     wanted = {"valid": True, "code": "VALID", "id": made["id"], "keyId": made["keyId"], "userId": api.bob.user, **body}
     # A service verifies the keys of all users, not only its own.
-    for _ in range(2):
-        assert (await verify(api.alice, made["key"])).body == wanted
-        assert (await verify(api.alice, made["key"], "documents:write", "agents:read")).body == wanted
+    for asked in ([], ["documents:write", "agents:read"]) * 2:
+        told = (await verify(api.alice, made["key"], *asked)).body
+        assert 0 < told.pop("rateLimitRemaining") < 60
+        assert 0 < told.pop("rateLimitReset") <= 60
+        assert told == wanted
 
 
 async def test_a_key_that_lacks_a_permission_is_not_valid_for_it(api: Api) -> None:

@@ -115,7 +115,7 @@ class Tenant:
                 [
                     {"name": self._text("key")},
                     {"permissions": self._dice.sample(PERMISSIONS, 3)},
-                    {"rateLimit": self._dice.randrange(1, 1000)},
+                    {"rateLimit": self._dice.randrange(500_000, 1_000_000)},
                 ]
             )
             path = f"/v1/api-keys/{key.body['id']}"

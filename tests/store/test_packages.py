@@ -24,6 +24,7 @@ async def make(session: Session, name: str = "Pro", *, active: bool = True, pric
         features=["a, b", 'quoted "c"'],
         interval="year",
         active=active,
+        rate_limit=600,
     )
 
 
@@ -32,6 +33,7 @@ async def test_a_package_comes_back_as_it_was_made(admin: Session, alice: Sessio
 
     assert made.id.startswith("pkg_")
     assert (made.name, made.description, made.price, made.interval) == ("Pro", None, Decimal("19.99"), "year")
+    assert made.rate_limit == 600
     assert made.features == ["a, b", 'quoted "c"']
     assert await packages.get(alice, id=made.id) == made == await packages.get(admin, id=made.id)
     assert await packages.get(alice, id="pkg_none") is None
