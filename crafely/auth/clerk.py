@@ -134,6 +134,9 @@ class Clerk:
             await self._keys.close()
 
     def _session(self, claims: dict[str, Any]) -> Session:
+        # PyJWT takes a text for a number; RFC 7519 does not (section 2, NumericDate).
+        if any(type(claims[name]) not in {int, float} for name in ("exp", "nbf", "iat")):
+            raise InvalidToken("malformed")
         # A browser that hides its origin gets a token without azp; Clerk's guide checks the claim where it exists.
         party = claims.get("azp")
         if self._parties and party is not None and party not in self._parties:
