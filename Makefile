@@ -10,7 +10,7 @@ SQL_FILES := $(wildcard sql/*/*.sql migrations/*.sql crafely/db/objects/*.sql cr
 # Another server for the tests: PG=/usr/lib/postgresql/15/bin (its programs) or PG=postgresql://… (one that runs).
 PG ?= $(CRAFELY_TEST_POSTGRES)
 
-.PHONY: run test torture soak schemathesis lint schema check wheel audit-dependencies constraints clean
+.PHONY: run test torture soak schemathesis attack lint schema check wheel audit-dependencies constraints clean
 
 run: $(VENV)/.run  ## install, start the embedded PostgreSQL, migrate, print a key, serve
 	@exec $(BIN)/crafely serve
@@ -33,6 +33,9 @@ REQUESTS ?= 20000
 
 schemathesis: $(VENV)/.dev  ## REQUESTS requests made from /openapi.json; some two thousand of them are among the tests
 	SCHEMATHESIS_REQUESTS=$(REQUESTS) CRAFELY_TEST_POSTGRES="$(PG)" $(BIN)/python -m pytest -s -q -o faulthandler_timeout=0 tests/schemathesis
+
+attack: $(VENV)/.dev  ## the attacks that are among the tests, more of each, and what timing tells; prints what was answered
+	ATTACK=1 CRAFELY_TEST_POSTGRES="$(PG)" $(BIN)/python -m pytest -q tests/attack
 
 lint: $(VENV)/.dev $(VENV)/.sqlfluff  ## lint, format and types, of Python and of SQL
 	$(BIN)/ruff check
