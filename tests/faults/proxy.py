@@ -48,14 +48,18 @@ class Proxy:
         server = loop.run_until_complete(asyncio.start_server(self._accept, sock=listener))
         loop.run_forever()
         server.close()
-        tasks = asyncio.all_tasks(loop)
+        loop.run_until_complete(self._end())
+        loop.close()
+
+    async def _end(self) -> None:
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
         for task in tasks:
             task.cancel()
         for writer in self._writers:
             writer.transport.abort()
-        loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
-        loop.run_until_complete(asyncio.sleep(0))
-        loop.close()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        # For what aborting has to call.
+        await asyncio.sleep(0)
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._writers.append(writer)

@@ -14,9 +14,14 @@ WORKERS = 2
 
 
 class Scene:
-    """Both, in a folder; the stack stops PostgreSQL, and whoever made the folder what else runs in it."""
+    """Both, in a folder; the stack stops PostgreSQL, and whoever made the folder what else runs in it.
 
-    def __init__(self, folder: Path, stack: ExitStack, *, users: int, permissions: Sequence[str]) -> None:
+    Takes how many users, each with a key of these permissions, and settings of the server.
+    """
+
+    def __init__(
+        self, folder: Path, stack: ExitStack, *, users: int, permissions: Sequence[str], **settings: str
+    ) -> None:
         self._stack = stack
         self.home = folder / "database"
         self.url = self.start()
@@ -27,15 +32,30 @@ class Scene:
             for n in range(users)
         ]
         # Each of the users does what a thousand would.
-        self.variables = {"CRAFELY_DATABASE_URL": self.url, "CRAFELY_RATE_LIMIT_USER": "off"}
+        self.variables = {"CRAFELY_DATABASE_URL": self.url, "CRAFELY_RATE_LIMIT_USER": "off", **settings}
         self.serving = Serving(folder, "--workers", str(WORKERS), **self.variables).ready()
 
     def start(self) -> str:
         """Starts PostgreSQL, with fsync; where it was killed it comes back at the same place. Gives the URL."""
+        return self._stack.enter_context(embedded.running(self.home, postgres_bin=self._programs)).url
+
+    @property
+    def _programs(self) -> Path | None:
         named = os.environ.get("CRAFELY_TEST_POSTGRES", "")
         # A server that somebody else runs is left alone.
-        programs = Path(named) if named and not named.startswith("postgres") else None
-        return self._stack.enter_context(embedded.running(self.home, postgres_bin=programs)).url
+        return Path(named) if named and not named.startswith("postgres") else None
+
+    def restart(self, mode: str) -> None:
+        """Restarts PostgreSQL as pg_ctl does it: fast or immediate."""
+        cluster = embedded._find(self.home, self._programs)
+        options = ["--silent", "--wait", f"--mode={mode}", "--pgdata=postgres"]
+        done = cluster.run("pg_ctl", "restart", *options, f"--log={cluster.log.name}", seconds=60)
+        assert done.returncode == 0, done
+
+    @property
+    def postmaster(self) -> int:
+        """The pid of PostgreSQL."""
+        return int((self.home / "postgres" / "postmaster.pid").read_text().split()[0])
 
     def workers(self) -> list[int]:
         """The pids of the workers that run now."""

@@ -57,8 +57,7 @@ class Kill(NamedTuple):
 
 def kill(scene: Scene, victim: str) -> None:
     if "postmaster" in victim:
-        pid = int((scene.home / "postgres" / "postmaster.pid").read_text().split()[0])
-        os.kill(pid, signal.SIGKILL)
+        os.kill(scene.postmaster, signal.SIGKILL)
     if "worker" in victim:
         # With the database gone, the one that takes its place begins without.
         os.kill(random.choice(scene.workers()), signal.SIGKILL)  # noqa: S311 - no secret
