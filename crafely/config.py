@@ -95,6 +95,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     # Networks of the proxies whose X-Forwarded-For is believed.
     trusted_proxies: tuple[str, ...] = ()
 
+    # Whole months of the audit trail that are kept besides the current one. None: all, for ever.
+    audit_months: Annotated[int, Meta(ge=2, le=1200)] | None = None
+
     # Clerk. Nothing set: session tokens are refused, API keys still work.
     clerk_issuer: str | None = None
     clerk_jwks_url: str | None = None

@@ -36,6 +36,7 @@ SPECIAL = {
     "package_id": "'pkg_1'",
     "interval": "'month'",
     "agent_id": "null",
+    "months_kept": "12",
 }
 
 IDENTITY = "select set_config('crafely.user_id', 'alice', false) \\g /dev/null\n"

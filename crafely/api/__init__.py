@@ -1,6 +1,6 @@
 """The HTTP API: this page is the whole route table."""
 
-from crafely.api import agents, api_keys, me, monitor, ops, packages, threads, usage, user_subscriptions
+from crafely.api import agents, api_keys, audit_log, me, monitor, ops, packages, threads, usage, user_subscriptions
 from crafely.api.wire import AUTHENTICATED, Route
 
 ROUTES = [
@@ -37,6 +37,8 @@ ROUTES = [
     Route("GET", "/v1/usage/stats", usage.stats, "usage:read"),
     Route("GET", "/v1/usage/daily", usage.daily, "usage:read"),
     Route("GET", "/v1/usage/daily-by-user", usage.daily_by_user, "admin"),
+    Route("GET", "/v1/audit-log", audit_log.list_, "audit-log:read"),
+    Route("GET", "/v1/audit-log/{id}", audit_log.get, "audit-log:read"),
     Route("GET", "/v1/me", me.get, AUTHENTICATED),
     Route("GET", "/v1/monitor/queries", monitor.queries, "monitor:read"),
     Route("GET", "/v1/monitor/indexes", monitor.indexes, "monitor:read"),

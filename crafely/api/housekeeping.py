@@ -16,6 +16,7 @@ SUBSCRIPTIONS = 60.0
 PARTITIONS = 24 * 3600.0
 SAMPLES = 300.0
 KEYS = 60.0
+SEALS = 60.0
 DESK = 30.0
 
 
@@ -29,6 +30,7 @@ async def running(services: Services) -> AsyncIterator[None]:
         (services.keep_usage, PARTITIONS),
         (services.sample_storage, SAMPLES),
         (services.check_keys, KEYS),
+        (services.seal_audit_log, SEALS),
     ]
     tasks = [asyncio.create_task(_repeat(job, seconds), name=job.__name__) for job, seconds in jobs]
     # It takes a connection more: who only starts and stops need not wait for it.

@@ -30,7 +30,7 @@ from crafely.db.listen import Listener
 from crafely.db.query import WrongRoleError
 from crafely.db.session import Database, DatabaseUnavailableError, Identity, Session, unavailable
 from crafely.keyring import KeyringError
-from crafely.store import api_keys, monitor, usage, user_subscriptions
+from crafely.store import api_keys, audit_log, monitor, usage, user_subscriptions
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +41,8 @@ MONTHS_AHEAD = 3
 # How long samples of sizes are kept, and of how many relations: the largest. A trend needs some weeks, no more.
 SAMPLE_WINDOW = timedelta(days=35)
 SAMPLED = 1000
+# Who changes rows where no request does: the trail shows it.
+HOUSEKEEPING = Identity("", request_id="crafely housekeeping")
 # The most keys whose last use waits to be written; more than that are noted at their next use.
 MAX_TOUCHES = 100_000
 
@@ -229,7 +231,7 @@ class Services:
 
     async def expire_subscriptions(self) -> None:
         """Applies the ends of subscriptions that have come."""
-        if count := await user_subscriptions.expire(self.database.session("crafely_admin")):
+        if count := await user_subscriptions.expire(self.database.session("crafely_admin", HOUSEKEEPING)):
             log.info("subscriptions expired: %d", count)
 
     async def keep_usage(self) -> None:
@@ -248,6 +250,19 @@ class Services:
             taken = await monitor.take_turn(transaction) and await monitor.sample(transaction, take=SAMPLED)
         if taken:
             await monitor.forget_samples(session, older_than=datetime.now(UTC) - SAMPLE_WINDOW)
+
+    async def seal_audit_log(self) -> None:
+        """Seals what is complete of the audit trail, and drops the months that are no longer kept.
+
+        The chain's head goes to the log: kept there, it tells of a chain that was recomputed.
+        """
+        session = self.database.session("crafely_admin")
+        while (sealed := await audit_log.seal(session)).row_count:
+            fields = {"rows": sealed.row_count, "seal": sealed.seal_id, "head": sealed.head}
+            log.info("audit trail sealed", extra={"fields": fields})
+        if self.settings.audit_months is not None:
+            while month := await audit_log.drop_month(session, months_kept=self.settings.audit_months):
+                log.info("month of the audit trail dropped: %s", f"{month:%Y-%m}")
 
     async def observe_database(self) -> None:
         """Shows what the database says of itself in the metrics, if this worker is the one to ask it."""

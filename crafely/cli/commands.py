@@ -8,7 +8,7 @@ from typing import NoReturn
 import psycopg
 
 from crafely import __version__
-from crafely.cli import backup, bench, catalog, check, explain, keys, migrate, monitor, openapi, serve, usage
+from crafely.cli import audit, backup, bench, catalog, check, explain, keys, migrate, monitor, openapi, serve, usage
 from crafely.cli.listen import ListenError
 from crafely.config import SettingsError
 from crafely.db.backup.folder import BackupError
@@ -57,6 +57,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"crafely {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for group in (serve, keys, usage, migrate, check, explain, catalog, monitor, backup, openapi, bench):
+    for group in (serve, keys, usage, audit, migrate, check, explain, catalog, monitor, backup, openapi, bench):
         group.add(commands)
     return parser
