@@ -423,9 +423,9 @@ def test_what_is_tried_is_refused(migrated: str, superuser: psycopg.Connection, 
 
 def test_the_login_that_serves_can_do_nothing_but_take_on_a_role(migrated: str, superuser: psycopg.Connection) -> None:
     assert effective(superuser, LOGIN) == reviewed(superuser, "public")
-    roles = [f"set role {role}" for role in ROLES if role != "crafely_backup"]
+    roles = [f"set role {role}" for role in ROLES if role not in {"crafely_backup", "crafely_encryption"}]
     with psycopg.connect(make_conninfo(migrated, user=LOGIN)) as connection:
         assert allowed(connection, *attempts(LOGIN, superuser)) == []
         assert allowed(connection, *roles) == [(statement, None) for statement in roles]
-        others = ("crafely_backup", "postgres", "pg_read_all_data")
+        others = ("crafely_backup", "crafely_encryption", "postgres", "pg_read_all_data")
         assert allowed(connection, *[f"set role {other}" for other in others]) == []
