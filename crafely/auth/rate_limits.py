@@ -172,6 +172,8 @@ class RateLimits:
         # By user: what the packages allow, and the minute in which that was asked.
         self._packages: dict[str, tuple[int | None, int]] = {}
         self._asking: dict[str, asyncio.Task[int | None]] = {}
+        # Nobody could say when it was asked last.
+        self._unknown = False
         # Each apart: whoever invents addresses pushes no caller's count out.
         self._of = {KEY: _Counts(), USER: _Counts(), ADDRESS: _Counts()}
         self._keys, self._users = self._of[KEY], self._of[USER]
@@ -287,8 +289,11 @@ class RateLimits:
                 limit = await self._package_limit(user_id)
         except Exception as error:
             # A database that is away must not cost more than it does anyway: what was known last holds on.
-            log.warning("what the packages of a user allow is not known: %s", type(error).__name__)
-            limit = last
+            if not self._unknown:
+                log.warning("what packages allow cannot be asked (%s): what was known last holds", type(error).__name__)
+            self._unknown, limit = True, last
+        else:
+            self._unknown = False
         finally:
             del self._asking[user_id]
         if len(self._packages) >= MAX_PACKAGES and user_id not in self._packages:
