@@ -94,6 +94,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     rate_limit_storage: str | None = None
     # Networks of the proxies whose X-Forwarded-For is believed.
     trusted_proxies: tuple[str, ...] = ()
+    # How long the answer to a request with an Idempotency-Key is kept at least.
+    idempotency_hours: Annotated[float, Meta(gt=0, le=24 * 30)] = 24
 
     # Whole months of the audit trail that are kept besides the current one. None: all, for ever.
     audit_months: Annotated[int, Meta(ge=2, le=1200)] | None = None

@@ -838,6 +838,48 @@ grant insert (id, check_value), select (id, check_value, retired_at), update (re
     crafely_admin, crafely_encryption;
 grant select on encryption_keys to crafely_backup;
 
+create table idempotency_keys (
+    user_id text not null,
+    key text not null,
+    fingerprint text not null,
+    status integer not null,
+    location text,
+    etag text,
+    body text not null,
+    created_at timestamp with time zone default now() not null,
+    constraint idempotency_keys_pkey primary key (user_id, key),
+    constraint idempotency_keys_body_check check (length(body) <= 4194304),
+    constraint idempotency_keys_key_check check (length(key) >= 1 and length(key) <= 255),
+    constraint idempotency_keys_status_check check (status >= 200 and status <= 299),
+    constraint idempotency_keys_user_id_check check (user_id <> ''::text)
+);
+
+comment on table idempotency_keys is 'Answers to requests with an Idempotency-Key, for when one is sent again.';
+
+create index idempotency_keys_created_at_idx on idempotency_keys using btree (created_at);
+
+alter table idempotency_keys enable row level security;
+alter table idempotency_keys force row level security;
+
+create policy idempotency_keys_backup on idempotency_keys
+    for select
+    to crafely_backup
+    using (true);
+
+create policy idempotency_keys_own on idempotency_keys
+    to crafely_app
+    using (user_id = (( select current_user_id() as current_user_id)))
+    with check (user_id = (( select current_user_id() as current_user_id)));
+
+create policy idempotency_keys_retention on idempotency_keys
+    to crafely_admin
+    using (true);
+
+grant delete, select (created_at) on idempotency_keys to crafely_admin;
+grant insert (user_id, key, fingerprint, status, location, etag, body), select (user_id, key, fingerprint, status,
+    location, etag, body) on idempotency_keys to crafely_app;
+grant select on idempotency_keys to crafely_backup;
+
 create table monitor_samples (
     created_at timestamp with time zone default now() not null,
     kind text not null,

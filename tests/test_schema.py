@@ -43,6 +43,7 @@ def test_the_tables_are_those_that_the_readme_names(catalogue: psycopg.Connectio
         "audit_log",
         "audit_seals",
         "encryption_keys",
+        "idempotency_keys",
         "monitor_samples",
         "packages",
         "threads",
@@ -154,7 +155,7 @@ def test_times_have_a_zone_and_money_is_exact(catalogue: psycopg.Connection) -> 
 
 
 # Rows of these are never changed.
-APPEND_ONLY = {"usage", "audit_log", "audit_seals", "monitor_samples"}
+APPEND_ONLY = {"usage", "audit_log", "audit_seals", "idempotency_keys", "monitor_samples"}
 
 
 def test_every_table_knows_when_a_row_was_made_and_changed(catalogue: psycopg.Connection) -> None:

@@ -21,7 +21,17 @@ ROLES = [
     "crafely_encryption",
 ]
 # Every table whose rows belong to somebody. A new one must be named here, and is then tested like the others.
-TABLES = ["agents", "api_keys", "audit_log", "threads", "usage", "usage_daily", "usage_events", "user_subscriptions"]
+TABLES = [
+    "agents",
+    "api_keys",
+    "audit_log",
+    "idempotency_keys",
+    "threads",
+    "usage",
+    "usage_daily",
+    "usage_events",
+    "user_subscriptions",
+]
 
 SEED = """
     insert into packages (id, name, price) values ('pkg_1', 'basic', 1);
@@ -32,6 +42,7 @@ SEED = """
     insert into usage (api_key_id, user_id, cost) values ('key_' || {user}, {user}, 1);
     insert into usage (api_key_id, user_id, created_at) values ('key_' || {user}, {user}, '1999-01-01');
     insert into usage_events (user_id, event_id, usage_id) values ({user}, 'event', 'use_1');
+    insert into idempotency_keys (user_id, key, fingerprint, status, body) values ({user}, 'key', 'f', 201, 'secret');
     insert into usage_daily (user_id, day, records, tokens_in, tokens_out, tokens_total, cost)
     values ({user}, '2026-01-01', 1, 1, 1, 1, 1);
 """
@@ -238,6 +249,7 @@ READABLE = {
     },
     "crafely_admin": {
         "audit_log": "all",
+        "idempotency_keys": "created_at",
         "packages": "all",
         "usage_daily": "all",
         "usage_events": "created_at",

@@ -10,7 +10,7 @@ ROUTES = [
     Route("PATCH", "/v1/api-keys/{id}", api_keys.update, "keys:write"),
     Route("DELETE", "/v1/api-keys/{id}", api_keys.revoke, "keys:write", 204),
     Route("POST", "/v1/api-keys/{id}/rotate", api_keys.rotate, "keys:write", 201),
-    Route("POST", "/v1/api-keys/verify", api_keys.verify, "keys:verify"),
+    Route("POST", "/v1/api-keys/verify", api_keys.verify, "keys:verify", safe=True),
     Route("POST", "/v1/agents", agents.create, "agents:write", 201),
     Route("GET", "/v1/agents", agents.list_, "agents:read"),
     Route("GET", "/v1/agents/{id}", agents.get, "agents:read"),

@@ -72,6 +72,11 @@ class Answer(web.StreamResponse):
         return self._request is not None
 
     @property
+    def body(self) -> bytes:
+        """The body."""
+        return self._bytes or b""
+
+    @property
     def body_length(self) -> int:
         """How many bytes the body has."""
         return len(self._bytes or b"")

@@ -35,6 +35,13 @@ from crafely.store import api_keys, usage
 from crafely.store.api_keys import ApiKey
 
 Name = Annotated[str, Meta(min_length=1, max_length=255, description="For people, to tell keys apart.")]
+Token = Annotated[
+    str,
+    Meta(
+        description="The key itself. It is shown this once and kept nowhere: null where the answer is given again to "
+        "an Idempotency-Key."
+    ),
+]
 RateLimit = Annotated[int, Meta(ge=1, le=1_000_000, description="Requests a minute; null is the default limit.")]
 
 
@@ -62,10 +69,13 @@ class ApiKeyChanges(Body, kw_only=True, frozen=True):
 class CreatedApiKey(ApiKey, frozen=True):
     """A key just made."""
 
-    # The token itself. It is shown this once and kept nowhere.
-    key: str
+    key: Token | None
     # The id of the opening usage record, where one was asked for.
     usage_id: str | None
+
+    def kept(self) -> "CreatedApiKey":
+        """What a replay gives."""
+        return msgspec.structs.replace(self, key=None)
 
 
 class Rotation(Body, kw_only=True, frozen=True):
@@ -79,8 +89,11 @@ class Rotation(Body, kw_only=True, frozen=True):
 class RotatedApiKey(ApiKey, frozen=True):
     """A key just made in the place of another, which `rotatedFrom` names."""
 
-    # The token itself. It is shown this once and kept nowhere.
-    key: str
+    key: Token | None
+
+    def kept(self) -> "RotatedApiKey":
+        """What a replay gives."""
+        return msgspec.structs.replace(self, key=None)
 
 
 class PresentedKey(Body, kw_only=True, frozen=True):
@@ -303,7 +316,7 @@ async def rotate(call: Call, id: str, body: Rotation, if_match: IfMatch) -> Rota
         if if_match is not None and now.updated_at not in if_match:
             raise Problem("precondition_failed")
         raise Problem("conflict", "The key's permissions have just been changed. Read it again.")
-    services.forget_key(old.key_id)
+    services.forget_key_of(call, old.key_id)
     call.headers["Location"] = f"/v1/api-keys/{row.id}"
     return RotatedApiKey(**msgspec.structs.asdict(row), key=new.token)
 

@@ -8,7 +8,7 @@ import msgspec
 from msgspec import inspect
 
 import crafely
-from crafely.api import preconditions
+from crafely.api import idempotency_keys, preconditions
 from crafely.api.problems import CODES, CONTENT_TYPE, Problem, ProblemDetails
 from crafely.api.wire import AUTHENTICATED, MAX_PARAMETER, Body, Operation, Route, signature
 
@@ -33,6 +33,20 @@ _REQUEST_ID = {
 _PRINTABLE = r"^[^\u0000-\u001f\u007f]+(?!\n)$"
 _ETAG = {"ETag": {"description": "The version that is shown.", "schema": {"type": "string"}}}
 _TAGS = {"type": "string", "pattern": preconditions.TAGS}
+_IDEMPOTENCY_KEY = {
+    "name": "Idempotency-Key",
+    "in": "header",
+    "required": False,
+    "description": "The client's own word for this request. Sent again by the same user, it is answered as it was, for "
+    "a day at least, and not done again. An answer that is no success is not kept.",
+    "schema": {"type": "string", "pattern": idempotency_keys.PATTERN},
+}
+_REPLAYED = {
+    "Idempotency-Replayed": {
+        "description": "The request was done before, and this is what was answered.",
+        "schema": {"const": "true"},
+    }
+}
 _IF_MATCH = {
     "name": "If-Match",
     "in": "header",
@@ -188,6 +202,8 @@ def _operation(route: Route, operation: Operation, schemas: dict[int, Schema]) -
         described["description"] = description
     described["security"] = [] if route.permission is None else [{"bearer": []}, {"apiKey": []}]
     parameters = [*map(_path_parameter, operation.parameters), *_query_parameters(operation)]
+    if route.once:
+        parameters.append(_IDEMPOTENCY_KEY)
     if operation.if_match:
         parameters.append(_IF_MATCH)
     if _may_be_known(route, operation):
@@ -256,6 +272,7 @@ def _responses(route: Route, operation: Operation, schemas: dict[int, Schema]) -
                     **headers,
                     **(_LOCATION if _has_address(route, operation) else {}),
                     **(_ETAG if operation.tagged else {}),
+                    **(_REPLAYED if route.once else {}),
                 },
                 "content": {route.media_type: {"schema": schema}},
             }

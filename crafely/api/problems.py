@@ -89,6 +89,11 @@ CODES: dict[str, Code] = {
     "already_subscribed": Code(
         409, "Already subscribed", "The user has an active subscription to this package. Cancel it first."
     ),
+    "in_flight": Code(
+        409,
+        "In flight",
+        "A request with this Idempotency-Key is under way. Retry after Retry-After to have its answer.",
+    ),
     "precondition_failed": Code(
         412,
         "Precondition failed",
@@ -107,6 +112,11 @@ CODES: dict[str, Code] = {
         422,
         "Invalid value",
         "The request is well formed, but a value in it breaks a rule. Each of the errors names the place and the rule.",
+    ),
+    "idempotency_key_reused": Code(
+        422,
+        "Idempotency-Key reused",
+        "Another request of this user was answered under this Idempotency-Key. Take a new one for each request.",
     ),
     "rate_limited": Code(
         429, "Too many requests", "A limit is used up, which the detail names. Retry-After says when to return."

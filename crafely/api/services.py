@@ -5,6 +5,7 @@ import copy
 import logging
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from time import time
 from types import MappingProxyType
 from typing import Any
@@ -29,8 +30,9 @@ from crafely.db import migrate
 from crafely.db.listen import Listener
 from crafely.db.query import WrongRoleError
 from crafely.db.session import Database, DatabaseUnavailableError, Identity, Session, unavailable
+from crafely.db.transaction import Part
 from crafely.keyring import KeyringError
-from crafely.store import api_keys, audit_log, monitor, usage, user_subscriptions
+from crafely.store import api_keys, audit_log, idempotency_keys, monitor, usage, user_subscriptions
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +45,8 @@ SAMPLE_WINDOW = timedelta(days=35)
 SAMPLED = 1000
 # Who changes rows where no request does: the trail shows it.
 HOUSEKEEPING = Identity("", request_id="crafely housekeeping")
+# Answers that are forgotten at a time.
+FORGOTTEN = 1000
 # The most keys whose last use waits to be written; more than that are noted at their next use.
 MAX_TOUCHES = 100_000
 
@@ -127,8 +131,13 @@ class Services:
                 await self.rate_limits.failed(address)
             raise
 
-    def session(self, call: Call, role: str = "crafely_app") -> Session:
-        """A session for the caller of a request: what row-level security and the audit trail see."""
+    def session(self, call: Call, role: str = "crafely_app") -> Session | Part:
+        """A session for the caller of a request: what row-level security and the audit trail see.
+
+        Where the request is one transaction, a part of that.
+        """
+        if call.transaction is not None:
+            return Part(call.transaction, role)
         caller: Caller = call.caller
         return self.database.session(role, Identity(caller.user_id, caller.api_key_id or "", call.request_id))
 
@@ -186,6 +195,13 @@ class Services:
         else:
             self.key_cache.flush()
 
+    def forget_key_of(self, call: Call, key_id: str) -> None:
+        """Forgets a key that a request has changed: now, or where the request is one transaction, when it is over."""
+        if call.transaction is None:
+            self.forget_key(key_id)
+        else:
+            call.transaction.after_commit.append(partial(self.forget_key, key_id))
+
     def seen(self, api_key_id: str) -> None:
         """Notes that the key with this row id is being used, to be written soon."""
         if len(self._touched) < MAX_TOUCHES:
@@ -241,6 +257,13 @@ class Services:
         if made.usage or made.audit_log:
             log.info("partitions made: usage %d, audit_log %d", made.usage, made.audit_log)
         await usage.forget_events(session, older_than=datetime.now(UTC) - EVENT_WINDOW)
+
+    async def forget_idempotency_keys(self) -> None:
+        """Forgets answers that are past their window, some at a time, so that nobody waits for it."""
+        session = self.database.session("crafely_admin")
+        older_than = datetime.now(UTC) - timedelta(hours=self.settings.idempotency_hours)
+        while await idempotency_keys.forget(session, older_than=older_than, take=FORGOTTEN) >= FORGOTTEN:
+            pass
 
     async def sample_storage(self) -> None:
         """Notes how large everything is, once an hour, whoever of all workers comes first; forgets what is old."""

@@ -114,8 +114,11 @@ async def record(call: Call, body: UsageRecord | Items) -> Outcomes:
     user_id, api_key_id = call.caller.user_id, call.caller.api_key_id
     if isinstance(body, UsageRecord):
         row = columns(body, user_id=user_id, api_key_id=api_key_id, pointer="")
-        # With whatever other requests wait for the database at this moment, in one statement.
-        recorded = await call.services.recorder.ask(encode_record(row))
+        if call.transaction is None:
+            # With whatever other requests wait for the database at this moment, in one statement.
+            recorded = await call.services.recorder.ask(encode_record(row))
+        else:
+            (recorded,) = await usage.record(call.services.session(call), records=encode_records([row]))
         if recorded.status == "recorded":
             return Outcomes(data=[Outcome(status="recorded", id=recorded.id)], recorded=1, duplicates=0, invalid=0)
         return _answer([_outcome(recorded, "")])
@@ -129,7 +132,10 @@ async def record(call: Call, body: UsageRecord | Items) -> Outcomes:
         except Problem as problem:
             outcomes.append(_invalid(problem, pointer))
     if rows:
-        results = await usage.record(call.services.database.session("crafely_meter"), records=encode_records(rows))
+        session = call.services.database.session("crafely_meter")
+        if call.transaction is not None:
+            session = call.services.session(call)
+        results = await usage.record(session, records=encode_records(rows))
         remaining = iter(results)
         outcomes = [outcome or _outcome(next(remaining), f"/{index}") for index, outcome in enumerate(outcomes)]
     return _answer([outcome for outcome in outcomes if outcome is not None])

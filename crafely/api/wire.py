@@ -13,6 +13,7 @@ import re
 import typing
 from collections.abc import Awaitable, Callable, Sequence
 from decimal import Decimal
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import msgspec
@@ -31,6 +32,7 @@ from crafely.api.bodies import (
     free_json,
     in_utc,
 )
+from crafely.api.idempotency_keys import IDEMPOTENCY_KEY, once
 from crafely.api.pages import ListQuery, Page, Query, decode_cursor, encode_cursor, page, position
 from crafely.api.preconditions import IfMatch, entity_tag, unchanged, versions
 from crafely.api.problems import FieldError, Problem, found, invalid
@@ -95,7 +97,8 @@ class Route(msgspec.Struct, frozen=True):
     """One line of the route table.
 
     The permission None is public: nobody is authenticated. AUTHENTICATED asks for a caller, no permission.
-    A handler that gives bytes is answered as it stands, and only that may have a media_type other than JSON.
+    A handler that gives bytes is answered as it stands, and only that may have a media_type other than JSON. A POST
+    that is safe changes nothing: an Idempotency-Key makes no difference to it.
     """
 
     method: str
@@ -104,6 +107,12 @@ class Route(msgspec.Struct, frozen=True):
     permission: str | None
     status: int = 200
     media_type: str = "application/json"
+    safe: bool = False
+
+    @property
+    def once(self) -> bool:
+        """Whether it is done once, however often it is sent, if it has an Idempotency-Key."""
+        return self.method == "POST" and not self.safe
 
 
 class Call:
@@ -111,10 +120,10 @@ class Call:
 
     ``caller`` is None on public routes, which its annotation spares all others. ``headers`` go out with the answer if
     it succeeds, ``limits`` (header lines, each with its break) with any. ``services`` is what the application was built
-    with. ``values`` are those of the path's parameters.
+    with. ``values`` are those of the path's parameters. ``transaction`` is that of the whole request, where it is one.
     """
 
-    __slots__ = ("caller", "headers", "limits", "request", "request_id", "services", "values")
+    __slots__ = ("caller", "headers", "limits", "request", "request_id", "services", "transaction", "values")
 
     caller: Caller
 
@@ -126,6 +135,7 @@ class Call:
         self.headers: dict[str, str] = {}
         self.limits = b""
         self.values: Sequence[str] = ()
+        self.transaction: Any = None
 
 
 class Operation(NamedTuple):
@@ -242,11 +252,15 @@ def bind(route: Route, services: Services) -> Callable[[Call], Awaitable[Answer]
             arguments["if_match"] = versions(headers)
         elif hdrs.IF_MATCH in headers:
             _refuse_if_match(request)
+        sent = b""
         if decoder is not None:
             body = _small_body(request, headers)
-            arguments["body"] = decode(body if body is not None else await request.read(), decoder)
-        result = await handler(call, **arguments)
-        return _answer(call, route, result, operation, plain=arguments.get("query") == plain)
+            sent = body if body is not None else await request.read()
+            arguments["body"] = decode(sent, decoder)
+        finish = partial(_answer, call, route, operation, plain=arguments.get("query") == plain)
+        if route.once and IDEMPOTENCY_KEY in headers:
+            return await once(call, sent, partial(handler, call, **arguments), finish)
+        return finish(await handler(call, **arguments))
 
     return serve
 
@@ -257,12 +271,12 @@ def _refuse_if_match(request: web.BaseRequest) -> None:
         raise invalid("no such precondition; this operation takes none", parameter="If-Match")
 
 
-def _answer(call: Call, route: Route, result: Any, operation: Operation, *, plain: bool) -> Answer:
+def _answer(call: Call, route: Route, operation: Operation, result: Any, *, plain: bool) -> Answer:
     if operation.tagged:
         headers = call.request.headers
         tag = entity_tag(result)
         if plain:
-            call.headers[hdrs.ETAG] = tag
+            call.headers["ETag"] = tag
         # Looked at where the answer has no tag, too: what is no list of tags is refused there as well.
         if route.method == "GET" and hdrs.IF_NONE_MATCH in headers and unchanged(headers, tag) and plain:
             return Answer(304, None, headers=call.headers)

@@ -1,6 +1,6 @@
 """Keys that replaced each other: a family, which can end together."""
 
-from crafely.db.session import Transaction
+from crafely.db.transaction import Transaction
 from crafely.store import api_keys
 
 # The longest time that an old key and the one that replaces it are both good, in seconds: thirty days.

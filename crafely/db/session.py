@@ -8,14 +8,13 @@ it works behind a transaction pooler and cannot leak to the next user of the con
 
 import re
 import select
-import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 import msgspec
 import psycopg
-from psycopg import AsyncConnection, AsyncPipeline, AsyncRawCursor
+from psycopg import AsyncConnection, AsyncRawCursor
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.pq import PGconn, Ping
 from psycopg.rows import TupleRow
@@ -25,6 +24,7 @@ from crafely.db.adapters import ADAPTERS
 from crafely.db.channel import SILENT, Channel, Connection, Observer, Patience
 from crafely.db.query import Result, Statement, WrongRoleError, check_role
 from crafely.db.tls import secured
+from crafely.db.transaction import Transaction, Watch, cursor_of, result_of
 
 _SET_IDENTITY = (
     b"select set_config('crafely.user_id', $1, true), set_config('crafely.api_key_id', $2, true),"
@@ -64,35 +64,6 @@ class DatabaseUnavailableError(ConnectionError):
         return _PASSES.search(str(self)) is not None
 
 
-class Transaction:
-    """Runs statements on one connection, in one transaction. Made by ``Session.transaction``."""
-
-    def __init__(
-        self, connection: Connection, pipeline: AsyncPipeline, patience: Patience, role: str, observe: Observer
-    ) -> None:
-        self._connection = connection
-        self._patience = patience
-        self._pipeline = pipeline
-        self._role = role
-        self._observe = observe
-        # Whether a statement has failed: then nothing of the transaction can stay.
-        self.failed = False
-
-    async def execute(self, statement: Statement, values: Sequence[Any]) -> Result:
-        """Runs a statement; nothing of it stays unless the whole transaction commits."""
-        check_role(statement, self._role)
-        self._patience.renew()
-        try:
-            with _Watch(statement.name, self._observe):
-                cursor = _cursor(self._connection, statement)
-                await cursor.execute(statement.text, values, prepare=True)
-                await self._pipeline.sync()
-                return await _result(cursor, statement)
-        except BaseException:
-            self.failed = True
-            raise
-
-
 class Session:
     """Runs each statement in a transaction of its own, as one role, for one identity. Made by ``Database.session``."""
 
@@ -113,7 +84,7 @@ class Session:
     async def execute(self, statement: Statement, values: Sequence[Any]) -> Result:
         """Runs a statement in one round trip. A plan that a migration made stale is made anew, once."""
         check_role(statement, self._role)
-        with _Watch(statement.name, self._observe):
+        with Watch(statement.name, self._observe):
             async with _connection(self._pool, self._seconds) as (connection, patience):
                 try:
                     return await self._once(connection, statement, values)
@@ -125,14 +96,14 @@ class Session:
                     return await self._once(connection, statement, values)
 
     async def _once(self, connection: Connection, statement: Statement, values: Sequence[Any]) -> Result:
-        cursor = _cursor(connection, statement)
+        cursor = cursor_of(connection, statement)
         if self._identity is NOBODY:
             await cursor.execute(statement.text, values, prepare=True)
-            return await _result(cursor, statement)
+            return await result_of(cursor, statement)
         async with connection.pipeline():
             await _identify(connection, self._identity)
             await cursor.execute(statement.text, values, prepare=True)
-        return await _result(cursor, statement)
+        return await result_of(cursor, statement)
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Transaction]:
@@ -159,6 +130,8 @@ class Session:
             await control.execute(b"commit")
             # After an error the connection rolls back on its way to the pool. A ROLLBACK within the pipeline would not
             # do: psycopg then deallocates its statements only after it has prepared the next one.
+        for work in transaction.after_commit:
+            work()
 
 
 class Database:
@@ -359,35 +332,6 @@ async def _check_login(connection: Connection, role: str) -> None:
         raise WrongRoleError(f"this connection runs as {row[0]}, not as {role}")
 
 
-def _cursor(connection: Connection, statement: Statement) -> AsyncRawCursor[Any]:
-    cursor = AsyncRawCursor(connection, row_factory=lambda _: statement.make_row)
-    cursor.format = psycopg.pq.Format.BINARY
-    return cursor
-
-
 async def _identify(connection: Connection, identity: Identity) -> None:
     values = (identity.user_id, identity.api_key_id, identity.request_id)
     await AsyncRawCursor(connection).execute(_SET_IDENTITY, values, prepare=True)
-
-
-async def _result(cursor: AsyncRawCursor[Any], statement: Statement) -> Result:
-    if statement.row_type is not None:
-        rows = await cursor.fetchall()
-        return Result(rows, len(rows))
-    return Result([], cursor.rowcount)
-
-
-class _Watch:
-    """Tells the observer how long the body took and whether it raised."""
-
-    __slots__ = ("_begin", "_name", "_observe")
-
-    def __init__(self, name: str, observe: Observer) -> None:
-        self._name = name
-        self._observe = observe
-
-    def __enter__(self) -> None:
-        self._begin = time.perf_counter()
-
-    def __exit__(self, kind: object, *_: object) -> None:
-        self._observe(self._name, time.perf_counter() - self._begin, kind is not None)
