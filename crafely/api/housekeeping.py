@@ -19,11 +19,12 @@ SAMPLES = 300.0
 KEYS = 60.0
 SEALS = 60.0
 DESK = 30.0
+BACKUPS = 60.0
 
 
 @asynccontextmanager
 async def running(services: Services) -> AsyncIterator[None]:
-    """Runs all housekeeping in the background, each job at its interval; all but the desk's begin at once."""
+    """Runs all housekeeping in the background, each job at its interval; most begin at once."""
     jobs: list[tuple[Callable[[], Awaitable[None]], float]] = [
         (services.flush_touches, TOUCHES),
         (services.observe, METRICS),
@@ -37,6 +38,7 @@ async def running(services: Services) -> AsyncIterator[None]:
     tasks = [asyncio.create_task(_repeat(job, seconds), name=job.__name__) for job, seconds in jobs]
     # It takes a connection more: who only starts and stops need not wait for it.
     tasks.append(asyncio.create_task(_repeat(services.observe_database, DESK, after=DESK), name="observe_database"))
+    tasks.append(asyncio.create_task(_repeat(services.backups.make_due, BACKUPS, after=DESK), name="make_due"))
     try:
         yield
     finally:

@@ -43,6 +43,8 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     lag_bytes: int = 1024**3
     # Of blocks that are asked for, once so many have not been in memory (8 GB).
     hit_rate: float = 0.9
+    # Of the hours between two backups.
+    backup_factor: float = 2
     hit_blocks: int = 1024**2
     # The server freezes at one freeze_max_age by itself; writers stop at two thousand million.
     freeze_factor: float = 1.5
@@ -63,6 +65,7 @@ def alerts(desk: Desk, limits: Limits = LIMITS) -> list[Alert]:
         *_ages(desk, limits),
         *_indexes(desk, limits),
         *_statistics(desk, limits),
+        *_backups(desk, limits),
     ]
     return sorted(found, key=lambda alert: alert.severity != "critical")
 
@@ -256,6 +259,26 @@ def _statistics(desk: Desk, limits: Limits) -> Iterator[Alert]:
                 message=f"of the blocks of {what} that are asked for, {rate:.0%} are in memory",
                 action="raise shared_buffers, or look for the statements with the most blocks read",
             )
+
+
+def _backups(desk: Desk, limits: Limits) -> Iterator[Alert]:
+    one = desk.backup
+    if one is None:
+        return
+    late = timedelta(hours=one.hours * limits.backup_factor)
+    if one.started_at is None:
+        message = f"backups cannot be looked at ({one.problem})" if one.problem else "there is no backup yet"
+    elif (age := datetime.now(UTC) - one.started_at) >= late:
+        message = f"the newest backup is {time_text(age.total_seconds())} old, and one is due every {one.hours:g} h"
+    else:
+        return
+    yield Alert(
+        code="backup_late",
+        severity="critical" if one.started_at is not None or one.problem else "warning",
+        object="CRAFELY_BACKUP_DIR",
+        message=message,
+        action="look in the log for why none was made, or make one: crafely backup create",
+    )
 
 
 def size_text(count: int | float | None) -> str:

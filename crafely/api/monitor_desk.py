@@ -106,6 +106,18 @@ class Activity(Answer, frozen=True, kw_only=True):
     replicas: list[Replica]
 
 
+class BackupUse(Answer, frozen=True, kw_only=True):
+    """The newest complete backup of a schedule: its moment and its bytes, null where there is none yet.
+
+    `problem` says why the folder cannot be looked at.
+    """
+
+    hours: float
+    problem: str | None = None
+    started_at: datetime | None
+    bytes: int | None
+
+
 class Desk(Answer, frozen=True, kw_only=True):
     """Everything at once."""
 
@@ -115,6 +127,8 @@ class Desk(Answer, frozen=True, kw_only=True):
     storage: Storage
     pool: Pool
     activity: Activity
+    # None: no backups are made here.
+    backup: BackupUse | None = None
 
 
 async def queries(db: Executor, *, sort: str = "total", take: int = 20) -> Queries:
@@ -219,6 +233,7 @@ async def look(
     *,
     room: int | None = None,
     pools: Mapping[str, Mapping[str, int]] = MappingProxyType({}),
+    backup: BackupUse | None = None,
     take: int = MAX_ROWS,
 ) -> Desk:
     """Everything, statement after statement: not one moment, but within some milliseconds of each other."""
@@ -230,6 +245,7 @@ async def look(
         storage=await storage(db, overview, room),
         pool=await pool(db, overview, pools),
         activity=await activity(db),
+        backup=backup,
     )
 
 
@@ -243,4 +259,5 @@ async def look_again(db: Executor, last: Desk, *, take: int = MAX_ROWS) -> Desk:
         storage=last.storage,
         pool=await pool(db, overview, {}),
         activity=await activity(db),
+        backup=last.backup,
     )

@@ -8,6 +8,7 @@ import fcntl
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
@@ -114,6 +115,11 @@ def _families(desk: Desk) -> Iterator[Metric]:
     yield _gauge("replication_lag_bytes", "Log that a replica has not applied.", ("replica",), lag)
     kept = [((replica.name,), replica.kept_bytes) for replica in activity.replicas]
     yield _gauge("replication_kept_bytes", "Log that is kept for a slot.", ("replica",), kept)
+    if desk.backup is not None:
+        made = desk.backup.started_at
+        age = (datetime.now(UTC) - made).total_seconds() if made is not None else None
+        yield _gauge("backup_age_seconds", "Age of the newest complete backup.", (), [((), age)])
+        yield _gauge("backup_bytes", "Size of the newest complete backup.", (), [((), desk.backup.bytes)])
     codes: dict[str, int] = {}
     for alert in alerts(desk):
         codes[alert.code] = codes.get(alert.code, 0) + 1

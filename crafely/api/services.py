@@ -16,6 +16,7 @@ from aiohttp import web
 
 from crafely.api import encryption_keys, monitor_desk, telemetry
 from crafely.api.addresses import Addresses
+from crafely.api.backups import Backups
 from crafely.api.monitor_metrics import Metrics
 from crafely.api.problems import Problem
 from crafely.api.recorder import recorder
@@ -78,6 +79,7 @@ class Services:
         self._desk_lock = asyncio.Lock()
         self._desk_lacks = ""
         self.metrics = Metrics()
+        self.backups = Backups(settings)
         self.hasher = Hasher(settings)
         self._clerk = Clerk(settings)
         # When keys were last used, by row id, in seconds since 1970, until it is written.
@@ -299,7 +301,8 @@ class Services:
                 log.warning("no metrics of the database: %s", problem.detail)
             self._desk_lacks = problem.detail or ""
             return
-        self.metrics.keep(await monitor_desk.look(desk, room=self.room(), pools=self.pool_stats()))
+        look = monitor_desk.look(desk, room=self.room(), pools=self.pool_stats(), backup=self.backups.use())
+        self.metrics.keep(await look)
 
     async def close(self) -> None:
         """Writes what waits, then gives back connections and threads."""

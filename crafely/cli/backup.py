@@ -115,7 +115,7 @@ def _create(arguments: argparse.Namespace) -> int:
         return 2
     try:
         with folder.turn(place):
-            if arguments.due and not is_due(settings, folder.every(place)):
+            if arguments.due and not folder.is_due(place, settings.backup_hours):
                 print(f"nothing to do: the newest is younger than {settings.backup_hours:g} h", file=sys.stderr)
                 return 0
             with target(settings) as found, _progress() as tell:
@@ -133,12 +133,6 @@ def _create(arguments: argparse.Namespace) -> int:
     for name in removed:
         print(f"removed {name}", file=sys.stderr)
     return 0
-
-
-def is_due(settings: Settings, backups: list[Backup]) -> bool:
-    """Whether the next one of the schedule should be made now."""
-    complete = [one.started_at for one in backups if one.state == "complete"]
-    return not complete or datetime.now(UTC) - complete[-1] >= timedelta(hours=settings.backup_hours)
 
 
 def _list(arguments: argparse.Namespace) -> int:

@@ -59,12 +59,15 @@ async def _once(settings: Settings, url: str, *, as_json: bool) -> int:
     from rich.console import Console  # noqa: PLC0415 - loaded by who looks
 
     from crafely.api import monitor_alerts, monitor_desk  # noqa: PLC0415
+    from crafely.api.backups import Backups  # noqa: PLC0415
     from crafely.cli import monitor_page, tables  # noqa: PLC0415
 
     database = _database(settings, url)
     try:
         await database.open()
-        desk = await monitor_desk.look(_session(database), room=monitor_desk.room_of(settings))
+        desk = await monitor_desk.look(
+            _session(database), room=monitor_desk.room_of(settings), backup=Backups(settings).use()
+        )
     finally:
         await database.close()
     alerts = monitor_alerts.alerts(desk)
@@ -108,11 +111,12 @@ async def _look(settings: Settings, database: Database, last: "Desk | None", *, 
     import psycopg  # noqa: PLC0415 - loaded by who looks
 
     from crafely.api import monitor_desk  # noqa: PLC0415
+    from crafely.api.backups import Backups  # noqa: PLC0415
 
     db = _session(database)
     try:
         if last is None or slowly:
-            return await monitor_desk.look(db, room=monitor_desk.room_of(settings))
+            return await monitor_desk.look(db, room=monitor_desk.room_of(settings), backup=Backups(settings).use())
         return await monitor_desk.look_again(db, last)
     except psycopg.Error as error:
         raise RuntimeError(str(error) or type(error).__name__) from None

@@ -18,7 +18,7 @@ import shutil
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Literal
 
@@ -197,8 +197,20 @@ def every(place: Path) -> list[Backup]:
     A folder that is missing has none.
     """
     with plain_errors(place):
-        names = sorted(path.name for path in place.iterdir()) if place.is_dir() else []
-        return [_look(place / name) for name in names if _NAME.fullmatch(name) or _PARTIAL.fullmatch(name)]
+        return [_look(place / name) for name in _names(place) if _NAME.fullmatch(name) or _PARTIAL.fullmatch(name)]
+
+
+def newest(place: Path) -> Backup | None:
+    """The newest complete backup in a folder; None where there is none. Raises BackupError."""
+    with plain_errors(place):
+        found = (_look(place / name) for name in reversed(_names(place)) if _NAME.fullmatch(name))
+        return next((backup for backup in found if backup.state == "complete"), None)
+
+
+def is_due(place: Path, hours: float) -> bool:
+    """Whether the newest complete backup is older than so many hours, or there is none. Raises BackupError."""
+    last = newest(place)
+    return last is None or datetime.now(UTC) - last.started_at >= timedelta(hours=hours)
 
 
 def find(place: Path | None, name: str | None) -> Path:
@@ -214,10 +226,10 @@ def find(place: Path | None, name: str | None) -> Path:
         if _NAME.fullmatch(name) and (place / name).is_dir():
             return place / name
         raise BackupError(f"{place}: no such backup: {name}; crafely backup list shows them")
-    complete = [backup.path for backup in every(place) if backup.state == "complete"]
-    if not complete:
+    last = newest(place)
+    if last is None:
         raise BackupError(f"{place}: holds no complete backup")
-    return complete[-1]
+    return last.path
 
 
 def retain(place: Path, keep: int) -> list[str]:
@@ -299,6 +311,13 @@ def plain_errors(place: Path) -> Iterator[None]:
         raise BackupError(
             f"the database refused: {error.diag.message_primary or ' '.join(str(error).split())}"
         ) from None
+
+
+def _names(place: Path) -> list[str]:
+    try:
+        return sorted(path.name for path in place.iterdir())
+    except FileNotFoundError:
+        return []
 
 
 def _look(path: Path) -> Backup:
