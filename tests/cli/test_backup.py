@@ -92,19 +92,36 @@ def test_a_flipped_byte_is_found_by_verify(command: Command, place: Path) -> Non
     assert command.err == f"crafely: {file.parent.name}: agents.copy.gz.sealed is not as it was written\n"
 
 
-def test_verify_tells_what_the_migrations_do_not_account_for(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+CHANGES = [
+    ("alter table agents disable trigger agents_audit", "trigger agents_audit on agents: is «"),
+    (
+        "update agents set instructions = 'crafely:1:first:' || repeat('A', 64) where id = 'agnt_1'",
+        "agents/instructions/agnt_1 is damaged, or was sealed in another place",
+    ),
+    (
+        "insert into encryption_keys (id, check_value) values ('second', 'x')",
+        "texts of this database are sealed with the key second, which is not among them",
+    ),
+]
+
+
+@pytest.mark.parametrize(("change", "finding"), CHANGES)
+def test_verify_tells_what_is_not_good_in_it(
+    command: Command, monkeypatch: pytest.MonkeyPatch, change: str, finding: str
+) -> None:
     assert command("create") == 0
     restore = vars(backup)["restore"]
 
     def changed(url: str, *words: object, **more: object) -> object:
         done = restore(url, *words, **more)
         with psycopg.connect(url) as connection:
-            connection.execute("alter table agents disable trigger agents_audit")
+            connection.execute(change.encode())
         return done
 
     monkeypatch.setattr(backup, "restore", changed)
-    assert command("verify") == 1
-    assert "trigger agents_audit on agents" in command.out
+    assert command("verify", "--json") == 1
+    (found,) = json.loads(command.out)["findings"]
+    assert finding in found
 
 
 def test_due_is_for_a_schedule(command: Command, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

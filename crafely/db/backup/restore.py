@@ -118,6 +118,8 @@ def _load(
         _make_months(connection, table)
     before = snapshot.look(connection)
     triggers, forced = _rest(connection)
+    # What a migration has put into a table is in the backup, too, or was taken out since.
+    connection.execute(names.SQL("truncate {}").format(listed(table.name for table in order)))
     done = 0
     for table in order:
         _copy_in(connection, path, manifest, table, ring, on_progress, done)
