@@ -3,7 +3,7 @@
 import argparse
 import asyncio
 import sys
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -16,6 +16,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.table import Table
 
 from crafely import keyring
+from crafely.cli import audit
 from crafely.cli.encryption_keys import FILE, SEALED, with_keys
 from crafely.cli.spare import spare
 from crafely.cli.tables import show
@@ -25,9 +26,12 @@ from crafely.db import backup, drift, migrate, scratch
 from crafely.db.backup import folder
 from crafely.db.backup.folder import Backup
 from crafely.db.backup.restore import restore
-from crafely.db.session import Database
+from crafely.db.query import statements
+from crafely.db.session import Database, Session
 from crafely.keyring import Keyring, KeyringError, UnreadableError
 
+# In another cluster transactions are counted anew: the chain of the audit trail has to say so before anybody writes.
+_FINISH = (statements["audit_log/seal"],)
 # Rows that are opened at a time.
 BATCH = 100
 _STYLES = {"complete": "green", "unfinished": "yellow", "damaged": "red"}
@@ -133,7 +137,8 @@ def _create(arguments: argparse.Namespace) -> int:
                 print(f"nothing to do: the newest is younger than {settings.backup_hours:g} h", file=sys.stderr)
                 return 0
             with target(settings) as found, _progress() as tell:
-                made = backup.create(found.url, place, ring=_writing(settings, found), on_progress=tell)
+                ring = _writing(settings, found)
+                made = backup.create(found.url, place, ring=ring, head=statements["audit_log/head"], on_progress=tell)
             removed = folder.retain(place, settings.backup_keep) if arguments.due else []
     except folder.BusyError as busy:
         if arguments.due:
@@ -208,16 +213,16 @@ def _verify(arguments: argparse.Namespace) -> int:
     settings = load()
     path = folder.find(_place(settings, arguments), arguments.name)
     ring = _reading(settings)
-    findings = []
-    with _progress() as tell, spare() as server, scratch.database(server.url) as made:
-        restored = restore(made, path, ring=ring, on_progress=tell)
-        manifest = restored.manifest
-        tell("comparing with the migrations", manifest.rows, manifest.rows)
-        findings += [str(difference) for difference in drift.drift(made, server.url).differences]
-        # As this release will read it.
-        migrate.up(made)
-        tell("opening sealed texts", manifest.rows, manifest.rows)
-        findings += asyncio.run(_unreadable(made, ring))
+    with spare() as server, scratch.database(server.url) as made:
+        with _progress() as tell:
+            restored = restore(made, path, ring=ring, finish=_FINISH, on_progress=tell)
+            manifest = restored.manifest
+            tell("comparing with the migrations", manifest.rows, manifest.rows)
+            findings = [str(difference) for difference in drift.drift(made, server.url).differences]
+            # As this release will read it.
+            migrate.up(made)
+            tell("opening sealed texts", manifest.rows, manifest.rows)
+        findings += asyncio.run(_read_through(made, ring, manifest.audit_head))
     verified = Verified(path.name, manifest.rows, manifest.bytes, round(restored.seconds, 3), findings)
     if arguments.json:
         print(msgspec.json.encode(verified).decode())
@@ -228,33 +233,38 @@ def _verify(arguments: argparse.Namespace) -> int:
     return 1 if findings else 0
 
 
-async def _unreadable(url: str, ring: Keyring) -> list[str]:
-    """What these keys do not open in a restored database, a line each."""
+async def _read_through(url: str, ring: Keyring, head: str | None) -> list[str]:
+    """What is wrong in a restored database, a line each: texts that no key opens, and the audit trail's chain."""
     from crafely.api.encryption_keys import check  # noqa: PLC0415 - HTTP comes along, which other commands do without
 
-    roles = ("crafely_admin", "crafely_encryption")
+    roles = ("crafely_admin", "crafely_encryption", "crafely_backup")
     database = Database(url, size=1, pool_timeout=60, statement_timeout=3600, roles=roles)
-    found = []
+    findings = []
     try:
         await database.open()
         try:
             await check(database.session("crafely_admin"), ring)
         except KeyringError as error:
-            found.append(str(error))
-        session = database.session("crafely_encryption")
-        for store, table, columns in SEALED:
-            after = ""
-            # No key has this name: every row comes.
-            while rows := await store.list_to_reencrypt(session, key_id="", after=after, take=BATCH):
-                after = rows[-1].id
-                for row in rows:
-                    try:
-                        ring.open_columns(table, row, columns)
-                    except UnreadableError as error:
-                        found.append(str(error))
+            findings.append(str(error))
+        findings += [line async for line in _unreadable(database.session("crafely_encryption"), ring)]
+        report = await audit.verify(database.session("crafely_backup"), head)
+        findings += [f"audit trail: {finding.finding}" for finding in report.findings]
     finally:
         await database.close()
-    return found
+    return findings
+
+
+async def _unreadable(session: Session, ring: Keyring) -> AsyncIterator[str]:
+    for store, table, columns in SEALED:
+        after = ""
+        # No key has this name: every row comes.
+        while rows := await store.list_to_reencrypt(session, key_id="", after=after, take=BATCH):
+            after = rows[-1].id
+            for row in rows:
+                try:
+                    ring.open_columns(table, row, columns)
+                except UnreadableError as error:
+                    yield str(error)
 
 
 def _restore(arguments: argparse.Namespace) -> int:
@@ -262,7 +272,7 @@ def _restore(arguments: argparse.Namespace) -> int:
     path = folder.find(_place(settings, arguments), arguments.name)
     ring = _reading(settings)
     with _into(settings, arguments.into) as url, _progress() as tell:
-        restored = restore(url, path, ring=ring, on_progress=tell)
+        restored = restore(url, path, ring=ring, finish=_FINISH, on_progress=tell)
     manifest = restored.manifest
     if arguments.json:
         print(

@@ -24,6 +24,7 @@ from psycopg.conninfo import conninfo_to_dict
 from psycopg.rows import dict_row
 
 from crafely import __version__
+from crafely.db import migrate
 from crafely.db.backup.folder import Backup, BackupError, Making, Manifest, TableCopy, make, plain_errors
 from crafely.db.backup.stream import Tally, pack
 from crafely.db.query import Statement, WrongRoleError
@@ -72,8 +73,9 @@ def create(
 ) -> Backup:
     """Makes a backup of the database at ``url`` in a new folder in ``place``, whose turn the caller holds.
 
-    ``head`` is a statement of ``crafely_backup`` that gives the head of the audit trail's chain, or null. Whatever
-    fails, nothing of it is left. Raises BackupError, DatabaseUnavailableError, WrongRoleError.
+    ``head`` is a statement of ``crafely_backup`` that gives the head of the audit trail's chain; it is asked where the
+    database has all migrations of this release. Whatever fails, nothing of it is left. Raises BackupError,
+    DatabaseUnavailableError, WrongRoleError.
     """
     started = datetime.now(UTC)
     with plain_errors(place), connect(url, role=ROLE) as connection, make(place, started) as making:
@@ -89,7 +91,8 @@ def create(
             ]:
                 raise BackupError("tables were changed in this moment: try again")
             migrations = dict(connection.execute(question("history")).fetchall())
-            row = connection.execute(head.text).fetchone() if head else None
+            is_current = migrations == migrate.expected()
+            row = connection.execute(head.text).fetchone() if head and is_current else None
             copies = _copies(connection, found, making, ring, on_progress)
             manifest = Manifest(
                 id=making.id,

@@ -43,8 +43,9 @@ def restore(
 ) -> Restored:
     """Fills the empty database at ``url`` with the backup in the folder ``path``.
 
-    ``finish`` are statements without parameters that run last in the same transaction, as the owner. Raises
-    BackupError, MigrationError, DatabaseUnavailableError: then the database is as empty as before.
+    ``finish`` are statements without parameters that run last in the same transaction, as the owner, where the backup
+    has all migrations of this release. Raises BackupError, MigrationError, DatabaseUnavailableError: then the database
+    is as empty as before.
     """
     begin = time.monotonic()
     manifest = read(path, ring)
@@ -132,9 +133,10 @@ def _load(
         )
     for table in order:
         _compare(connection, table, on_progress, manifest.rows)
-    for statement in finish:
-        connection.execute(statement.text)
     _wake(connection, triggers, forced)
+    if manifest.migrations == migrate.expected():
+        for statement in finish:
+            connection.execute(statement.text)
     if snapshot.compare(before, snapshot.look(connection)):
         raise BackupError("triggers or row-level security could not be put back as they were")
 
