@@ -21,8 +21,8 @@ UNMATCHED = "(none)"
 # The status, in log and metrics alone, of a request whose client did not wait for the answer.
 GONE = 499
 
-# An API key in the wrong header must not end up in the log and the audit trail.
-_REQUEST_ID = re.compile(r"(?!crf_)[A-Za-z0-9._-]{1,128}")
+# An API key or a session token in the wrong header must not end up in the log and the audit trail.
+_REQUEST_ID = re.compile(r"(?!.*(?:crf_|eyJ))[A-Za-z0-9._-]{1,128}")
 
 log = logging.getLogger("crafely")
 

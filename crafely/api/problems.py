@@ -13,6 +13,7 @@ from aiohttp import web
 from msgspec import UNSET, UnsetType, field
 from psycopg_pool import PoolClosed, PoolTimeout, TooManyRequests
 
+from crafely.api.redaction import redacted
 from crafely.auth import Denied
 from crafely.auth.clerk import Unavailable
 from crafely.auth.hashing import Busy
@@ -178,12 +179,22 @@ class Problem(Exception):  # noqa: N818 - the name is RFC 9457's
                 title=CODES[self.code].title,
                 status=self.status,
                 code=self.code,
-                detail=self.detail,
+                detail=redacted(self.detail),
                 request_id=request_id,
-                errors=self.errors,
+                errors=[_without_secrets(error) for error in self.errors],
                 violated_policies=self.violated,
             )
         )
+
+
+def _without_secrets(error: FieldError) -> FieldError:
+    """The place may have been named by a client who has put a key where a name belongs."""
+    pointer, parameter = error.pointer, error.parameter
+    return FieldError(
+        detail=redacted(error.detail),
+        pointer=redacted(pointer) if pointer else pointer,
+        parameter=redacted(parameter) if parameter else parameter,
+    )
 
 
 _encode = msgspec.json.Encoder().encode

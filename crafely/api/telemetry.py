@@ -11,7 +11,6 @@ it then), and call mark_dead for each worker that ends.
 import asyncio
 import logging
 import os
-import re
 import sys
 from bisect import bisect_left
 from collections.abc import AsyncIterator, Mapping, Sized
@@ -26,6 +25,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, G
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.multiprocess import mark_process_dead as _mark_dead
 
+from crafely.api.redaction import redacted
 from crafely.auth import Caller, KeyCache
 from crafely.auth.hashing import Hasher
 from crafely.auth.rate_limits import RateLimits
@@ -41,10 +41,6 @@ _BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 
 # Seconds that an access line waits for others. A round of the event loop often has but one of them.
 _LOG_DELAY = 0.01
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
-# API keys and JSON web tokens, as they might stand in an exception's text.
-_SECRET = re.compile(r"\bcrf_[a-z]{2,8}_[0-9A-Za-z_]+|\beyJ[\w-]{8,}\.[\w.-]*")
-_REDACTED = "(secret)"
-
 REGISTRY = CollectorRegistry()
 
 _requests = Counter("crafely_http_requests", "Answered requests.", ("method", "route", "status"), registry=REGISTRY)
@@ -299,7 +295,7 @@ def mark_dead(pid: int) -> None:
 class JsonFormatter(logging.Formatter):
     """One JSON object a line: time (UTC), level, logger, message, the record's ``fields``, and the traceback if any.
 
-    API keys and session tokens in a message or a traceback are blotted out.
+    Secrets in a message or a traceback are blotted out: API keys, their hashes, session tokens, a database's password.
     """
 
     def format(self, record: logging.LogRecord) -> str:
@@ -308,11 +304,11 @@ class JsonFormatter(logging.Formatter):
             "time": datetime.fromtimestamp(record.created, UTC),
             "level": record.levelname.lower(),
             "logger": record.name,
-            "message": _SECRET.sub(_REDACTED, record.getMessage()),
+            "message": redacted(record.getMessage()),
         }
         entry.update(getattr(record, "fields", {}))
         if record.exc_info:
-            entry["exception"] = _SECRET.sub(_REDACTED, self.formatException(record.exc_info))
+            entry["exception"] = redacted(self.formatException(record.exc_info))
         return _encode(entry).decode(errors="replace")
 
 

@@ -97,7 +97,9 @@ def bench_url(options: Options, progress: Progress) -> Report:
     """Measures somebody else's server with the one key that is given, and invented ones."""
     parts = urlsplit(options.url or "")
     if parts.scheme != "http" or not parts.hostname or options.key is None:
-        raise BenchError("--url takes http://host:port and goes with --key, a key that may verify keys")
+        raise BenchError(
+            "--url takes http://host:port and goes with --key-file, a file with a key that may verify keys"
+        )
     server = Address(parts.hostname, parts.port or 80)
     cases = {WARM: [options.key], UNKNOWN: _unknown(COLD), MALFORMED: [options.key[:-1] + "!"]}
     measured = uvloop.run(_measure_url(server, Tokens(options.key, cases), options.plan, progress))

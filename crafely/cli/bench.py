@@ -3,10 +3,12 @@
 import argparse
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from crafely.cli.files import writable
 from crafely.cli.tables import show
+from crafely.cli.target import database_url
 from crafely.config import Settings, load
 
 if TYPE_CHECKING:
@@ -34,8 +36,14 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
 
     verify = actions.add_parser("verify", help="keys verified in a second over HTTP, next to bare aiohttp")
     verify.add_argument("--rows", type=_count, default=1_000_000, metavar="N", help="keys there are (default: 1000000)")
-    verify.add_argument("--url", metavar="URL", help="somebody else's server, http://host:port; goes with --key")
-    verify.add_argument("--key", help="a key that may verify keys, for --url")
+    verify.add_argument("--url", metavar="URL", help="somebody else's server, http://host:port; goes with --key-file")
+    verify.add_argument(
+        "--key-file",
+        type=_key,
+        metavar="FILE",
+        help="where a key stands that may verify keys, for --url; - is standard input (an argument could be read by "
+        "every user of the machine)",
+    )
     verify.set_defaults(bench=_verify)
 
     usage = actions.add_parser("usage", help="usage recorded in a second over HTTP, next to a plain insert")
@@ -61,6 +69,7 @@ def _common(action: argparse.ArgumentParser) -> None:
     action.add_argument("--seconds", type=_seconds, default=2.0, metavar="S", help="of each of them (default: 2)")
     action.add_argument(
         "--database",
+        type=database_url,
         metavar="URL",
         help="a server to work on, as a superuser, in databases called crafely_bench_… that are made there "
         "(default: an embedded one of the bench's own)",
@@ -75,6 +84,14 @@ def _count(argument: str) -> int:
     if not argument.isdecimal() or not 1 <= int(argument) <= MAX_COUNT:
         raise argparse.ArgumentTypeError(f"expected a whole number from 1 to {MAX_COUNT}")
     return int(argument)
+
+
+def _key(argument: str) -> str:
+    try:
+        text = sys.stdin.readline() if argument == "-" else Path(argument).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        raise argparse.ArgumentTypeError("expected a file with a key in it, or - for standard input") from None
+    return text.strip()
 
 
 def _seconds(argument: str) -> float:
@@ -136,7 +153,7 @@ def _lookup(arguments: argparse.Namespace, settings: Settings, progress: "Progre
 def _verify(arguments: argparse.Namespace, settings: Settings, progress: "Progress") -> "Report":
     from crafely.bench import verify  # noqa: PLC0415 - see above
 
-    options = verify.Options(arguments.rows, _plan(arguments), arguments.url, arguments.key)
+    options = verify.Options(arguments.rows, _plan(arguments), arguments.url, arguments.key_file)
     if options.url is not None:
         return verify.bench_url(options, progress)
     return _at(arguments, settings, lambda place: verify.bench(place, settings, options, progress))

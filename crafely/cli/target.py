@@ -56,12 +56,17 @@ def target(settings: Settings) -> Iterator[Target]:
 
 
 def database_url(argument: str) -> str:
-    """The type of an argument that names a database."""
+    """The type of an argument that names a database; its passwords stand elsewhere."""
     try:
-        conninfo_to_dict(argument)
+        given = conninfo_to_dict(argument)
     except psycopg.ProgrammingError:
         # libpq's message repeats what it could not read, and that may be the password.
         raise argparse.ArgumentTypeError("expected a URL such as postgresql://user@host/name") from None
+    if {"password", "sslpassword"} & set(given):
+        raise argparse.ArgumentTypeError(
+            "every user of the machine can read a password in an argument: say it by CRAFELY_DATABASE_URL, PGPASSWORD "
+            "or a password file"
+        )
     return argument
 
 

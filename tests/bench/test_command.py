@@ -97,11 +97,15 @@ def test_somebody_elses_server(
         serving = Serving(folder, CRAFELY_DATABASE_URL=url).ready()
         report, options = tmp_path / "report.json", ["--rounds", "1", "--seconds", "0.1"]
         arguments = ["bench", "verify", "--url", serving.address, *options, "--json", str(report)]
-        assert run([*arguments, "--key", key, "--check"]) == 0, "nothing is promised of others"
+        file = tmp_path / "key"
+        file.write_text(f"{key}\n")
+        arguments += ["--key-file", str(file)]
+        assert run([*arguments, "--check"]) == 0, "nothing is promised of others"
         assert capsys.readouterr().err == ""
         found = json.loads(report.read_bytes())
         assert [side["name"] for side in found["sides"]] == ["warm", "unknown", "malformed", "bare"]
         assert all(side["rounds"][0]["count"] > 0 for side in found["sides"])
-        assert run([*arguments, "--key", key[:-1] + "!"]) == 1
+        file.write_text(key[:-1] + "!")
+        assert run(arguments) == 1
         assert "does not find the key valid" in capsys.readouterr().err
         serving.stop()

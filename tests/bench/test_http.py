@@ -29,7 +29,7 @@ def test_verify_measures_each_kind_of_key(
 
 @pytest.mark.parametrize(("url", "key"), [("http://127.0.0.1:1", None), ("https://a.example", "k"), ("here", "k")])
 def test_somebody_elses_server_needs_an_address_and_a_key(url: str, key: str | None, progress: Progress) -> None:
-    with pytest.raises(BenchError, match="--url takes http://host:port and goes with --key"):
+    with pytest.raises(BenchError, match="--url takes http://host:port and goes with --key-file"):
         verify.bench_url(verify.Options(url=url, key=key), progress)
 
 
