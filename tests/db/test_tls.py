@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -219,28 +220,30 @@ class Remote:
 
 
 @pytest.fixture(scope="module")
-def remote(tmp_path_factory: pytest.TempPathFactory, certificates: Certificates) -> Iterator[Remote]:
+def remote(certificates: Certificates) -> Iterator[Remote]:
     if not (DEBIAN / "postgres").is_file():
         pytest.skip("no PostgreSQL here that was built with OpenSSL")
-    home = tmp_path_factory.mktemp("remote")
     # The port is always the same one: an address of the loopback network that nobody else has is as good.
     address = f"127.83.{os.getpid() >> 8 & 255}.{os.getpid() & 255}"
-    hba = home / "hba"
-    hba.write_text("local all all trust\nhostssl all certified all cert\nhost all all all trust\n")
-    hba.chmod(0o644)
-    options = {"fsync": "off", "shared_buffers": "16MB", "listen_addresses": address, "hba_file": str(hba)}
     with ExitStack() as stack:
+        # Not pytest's own, which is closed again to all but root whenever another run begins.
+        folder = tempfile.TemporaryDirectory(prefix="crafely-test-", ignore_cleanup_errors=True)
+        home = Path(stack.enter_context(folder))
+        hba = home / "hba"
+        hba.write_text("local all all trust\nhostssl all certified all cert\nhost all all all trust\n")
+        hba.chmod(0o644)
+        options = {"fsync": "off", "shared_buffers": "16MB", "listen_addresses": address, "hba_file": str(hba)}
         server = stack.enter_context(embedded.running(home, postgres_bin=DEBIAN, options=options))
         administrator = stack.enter_context(psycopg.connect(server.url, autocommit=True))
-        folder = Path(str(administrator.execute("show data_directory").fetchone()[0]))  # type: ignore[index]
+        pgdata = Path(str(administrator.execute("show data_directory").fetchone()[0]))  # type: ignore[index]
         for name, source in {
             "server.crt": f"{NAME}.pem",
             "server.key": f"{NAME}.key",
             "root.crt": "ca.pem",
         }.items():
-            (folder / name).touch(mode=0o600)
-            (folder / name).write_bytes((certificates.folder / source).read_bytes())
-            os.chown(folder / name, folder.stat().st_uid, folder.stat().st_gid)
+            (pgdata / name).touch(mode=0o600)
+            (pgdata / name).write_bytes((certificates.folder / source).read_bytes())
+            os.chown(pgdata / name, pgdata.stat().st_uid, pgdata.stat().st_gid)
         administrator.execute("alter system set ssl_ca_file = 'root.crt'")
         administrator.execute("create role remote superuser login; create role certified login")
         migrate.up(server.url)
