@@ -25,9 +25,13 @@ torture: $(VENV)/.dev  ## kill -9 workers and PostgreSQL under load, twenty time
 	TORTURE_KILLS=20 CRAFELY_TEST_POSTGRES="$(PG)" $(BIN)/python -m pytest -s -q -o faulthandler_timeout=0 tests/torture
 
 MINUTES ?= 10
+# Seconds from one fault to the next, 0 for none; which faults come when; and a file for a picture of it.
+FAULTS ?= 20
+SEED ?= $(shell date +%s)
+PICTURE ?=
 
-soak: $(VENV)/.dev  ## a mixed load for MINUTES, every answer looked at; some seconds of it are among the tests
-	SOAK_MINUTES=$(MINUTES) CRAFELY_TEST_POSTGRES="$(PG)" $(BIN)/python -m pytest -s -q -o faulthandler_timeout=0 tests/soak
+soak: $(VENV)/.dev  ## a mixed load for MINUTES, a fault every FAULTS seconds; some seconds of it are among the tests
+	SOAK_MINUTES=$(MINUTES) SOAK_FAULTS=$(FAULTS) SOAK_SEED=$(SEED) SOAK_PICTURE=$(PICTURE) CRAFELY_TEST_POSTGRES="$(PG)" $(BIN)/python -m pytest -s -q -o faulthandler_timeout=0 tests/soak
 
 REQUESTS ?= 20000
 

@@ -17,13 +17,14 @@ WHOLE, ONE_OF = 20, 25
 
 
 class Busy(Exception):  # noqa: N818 - an answer that is documented, no error
-    """503: the server had no room, and nothing was stored."""
+    """503: the server had no room, and nothing was stored. Among faults also no answer, and nobody knows what was."""
 
 
 class Answers:
     """What all clients share: the connections, and what came over them."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, *, faults: bool) -> None:
+        self.faults = faults
         # Requests take whatever connection is free, so each user talks to all workers.
         self._http = aiohttp.ClientSession(
             address,
@@ -31,6 +32,15 @@ class Answers:
             timeout=aiohttp.ClientTimeout(total=ANSWER_SECONDS),
         )
         self.statuses: Counter[int] = Counter()
+        # What became of the requests that were not answered as they should: codes of 503s, and names of errors.
+        self.refusals: Counter[str] = Counter()
+        # When the connection was lost instead of an answer, in monotonic seconds.
+        self.lost: list[float] = []
+        # How many requests ended in each second since the beginning, and how.
+        self.timeline: defaultdict[int, Counter[str]] = defaultdict(Counter)
+        self.began = time.monotonic()
+        # Request ids of changes that were answered with success, for the audit.
+        self.changes: set[str] = set()
         # Of each operation (POST /v1/usage): how long its answers took, in seconds.
         self.seconds: defaultdict[str, array[float]] = defaultdict(lambda: array("d"))
 
@@ -38,15 +48,35 @@ class Answers:
     def count(self) -> int:
         return self.statuses.total()
 
+    def start(self) -> None:
+        """From now on it is told how long requests take, and what became of them."""
+        self.began = time.monotonic()
+        self.seconds.clear()
+        self.timeline.clear()
+
     async def close(self) -> None:
         await self._http.close()
 
-    async def ask(self, token: str, method: str, path: str, expect: int, name: str, **options: Any) -> Answer:
+    def _note(self, how: str) -> None:
+        self.timeline[int(time.monotonic() - self.began)][how] += 1
+
+    async def ask(  # what a request has
+        self, token: str, method: str, path: str, expect: int | set[int], name: str, **options: Any
+    ) -> Answer:
         """Takes what aiohttp's request takes. Raises Busy; every other status than the expected one is an error."""
         begin = time.monotonic()
-        headers = {"Authorization": f"Bearer {token}"}
-        async with self._http.request(method, path, headers=headers, **options) as response:
-            answer = Answer(response.status, response.headers, await response.read())
+        headers = {"Authorization": f"Bearer {token}", **options.pop("headers", {})}
+        try:
+            async with self._http.request(method, path, headers=headers, **options) as response:
+                answer = Answer(response.status, response.headers, await response.read())
+        except (aiohttp.ClientError, OSError) as error:
+            # A worker that is killed takes its connections along; to hang is something else.
+            if not self.faults or isinstance(error, TimeoutError):
+                raise
+            self._note("lost")
+            self.refusals[type(error).__name__] += 1
+            self.lost.append(time.monotonic())
+            raise Busy from None
         self.statuses[answer.status] += 1
         seconds = self.seconds[name]
         seconds.append(time.monotonic() - begin)
@@ -54,10 +84,15 @@ class Answers:
             check(method, path, answer)
         assert answer.status in _documented(method, path, name), f"{method} {path}: {answer.status}"
         if answer.status == 503:
-            # After a time limit nobody knows what was stored, and here nothing should take that long.
-            assert answer["code"] != "timeout", f"{method} {path}"
+            # After a time limit nobody knows what was stored, and without faults nothing should take that long.
+            assert self.faults or answer["code"] != "timeout", f"{method} {path}"
+            assert int(answer.headers["Retry-After"]) >= 1
+            self._note("refused")
+            self.refusals[f"503 {answer['code']}"] += 1
             raise Busy
-        assert answer.status == expect, f"{method} {path}: {answer.status} {answer.raw[:1000]!r}"
+        self._note("answered")
+        expected = expect if isinstance(expect, set) else {expect}
+        assert answer.status in expected, f"{method} {path}: {answer.status} {answer.raw[:1000]!r}"
         return answer
 
 

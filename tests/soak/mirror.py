@@ -22,7 +22,8 @@ class Key:
     """A key that was made, and what it was before: another worker may not have heard of the change."""
 
     def __init__(self, body: Body) -> None:
-        self.token: str = body.pop("key", "")
+        # A repetition of the request that made it is answered without.
+        self.token: str = body.pop("key", None) or ""
         body.pop("usageId", None)
         self.body = body
         self._before: list[tuple[float, str, tuple[str, ...]]] = []

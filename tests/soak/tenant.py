@@ -1,5 +1,6 @@
 """One user of a mixed load: does something by chance, and compares the answer with what it must be."""
 
+import asyncio
 import random
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -7,13 +8,15 @@ from decimal import Decimal
 from typing import Any
 
 from tests.api.conftest import Answer
-from tests.soak.answers import Answers
+from tests.soak.answers import Answers, Busy
 from tests.soak.mirror import AGENT, THREAD, Body, Key, Mirror, Rows, steady, summary
 
 PROVIDERS, MODELS = ("openai", "anthropic", None), ("gpt-4o", "gpt-4o-mini", "claude-sonnet-4-5", "gemini-2.5-flash")
 PERMISSIONS = ("documents:read", "documents:write", "agents:read", "threads:read", "usage:write")
 # So many live ones; then some are deleted.
 MAX_AGENTS, MAX_THREADS = 40, 80
+# Before a change is asked for again of which nobody knows whether it has happened.
+PAUSE_SECONDS = 1.0
 
 
 class Tenant:
@@ -21,10 +24,13 @@ class Tenant:
 
     def __init__(self, answers: Answers, token: str, number: int) -> None:
         self._answers = answers
+        self._faults = answers.faults
         self._token = token
         self._number = number
         self._dice = random.Random(number)  # noqa: S311 - a load, no secret
         self._count = 0
+        # How often a change was asked for again.
+        self._repeated = 0
         self.mirror = Mirror()
         # Where others find an agent that is not theirs.
         self.others: list[Tenant] = []
@@ -65,6 +71,48 @@ class Tenant:
     async def _ask(self, method: str, path: str, *, expect: int = 200, name: str = "", **options: Any) -> Answer:
         return await self._answers.ask(self._token, method, path, expect, f"{method} {name or path}", **options)
 
+    async def _change(
+        self,
+        method: str,
+        path: str,
+        *,
+        expect: int,
+        again: int | None = None,
+        name: str = "",
+        keyed: bool = True,
+        audited: bool = True,
+        **options: Any,
+    ) -> Answer:
+        """A change. Among faults it is asked for again until it is known to have happened, once.
+
+        ``again`` is what a repetition may be answered where the first time had been enough. A POST is repeated with its
+        Idempotency-Key, so the answer is that of the first time; usage may come without (not ``keyed``). What changes
+        nothing, and usage, is not ``audited``.
+        """
+        if method == "POST" and keyed:
+            options["headers"] = {"Idempotency-Key": self._text("change")}
+        expected, repeated = {expect}, False
+        while True:
+            try:
+                answer = await self._answers.ask(
+                    self._token, method, path, expected, f"{method} {name or path}", **options
+                )
+            except Busy:
+                if not self._faults:
+                    raise
+                self._repeated += 1
+                repeated = True
+                # 409: the first one is still under way.
+                expected = {expect, again or expect, 409 if method == "POST" else expect}
+                await asyncio.sleep(PAUSE_SECONDS)
+                continue
+            if answer.status == 409:
+                await asyncio.sleep(PAUSE_SECONDS)
+                continue
+            if not repeated and audited:
+                self._answers.changes.add(answer.headers["X-Request-Id"])
+            return answer
+
     async def _list(self, path: str, expected: list[Body], take: int, **params: str) -> None:
         """The first page of a list; what is expected is newest first."""
         answer = await self._ask("GET", path, params={"take": str(take), **params})
@@ -98,7 +146,7 @@ class Tenant:
         record = self._record()
         if self._dice.random() < 0.5:
             body["usage"] = record
-        made = (await self._ask("POST", "/v1/api-keys", expect=201, json=body)).body
+        made = (await self._change("POST", "/v1/api-keys", expect=201, json=body)).body
         assert (made["name"], made["permissions"], made["active"]) == (body["name"], body["permissions"], True)
         if "usage" in body:
             self.mirror.record(record, made["usageId"])
@@ -119,14 +167,16 @@ class Tenant:
                 ]
             )
             path = f"/v1/api-keys/{key.body['id']}"
-            answer = await self._ask("PATCH", path, name="/v1/api-keys/{id}", json=changes)
+            new = any(key.body[column] != value for column, value in changes.items())
+            name = "/v1/api-keys/{id}"
+            answer = await self._change("PATCH", path, expect=200, name=name, audited=new, json=changes)
             key.change(**changes)
             assert steady(answer.body) == steady(key.body)
 
     async def revoke_key(self) -> None:
         if key := self._some_key():
             path = f"/v1/api-keys/{key.body['id']}"
-            await self._ask("DELETE", path, expect=204, name="/v1/api-keys/{id}")
+            await self._change("DELETE", path, expect=204, name="/v1/api-keys/{id}")
             key.change(active=False)
 
     async def read_keys(self) -> None:
@@ -144,7 +194,7 @@ class Tenant:
     async def make_agent(self) -> None:
         if len(self.mirror.agents.live) < MAX_AGENTS:
             body = {"name": self._text("agent"), "instructions": "Stay. " * self._dice.randrange(1, 200)}
-            made = (await self._ask("POST", "/v1/agents", expect=201, json=body)).body
+            made = (await self._change("POST", "/v1/agents", expect=201, json=body)).body
             assert {**made, **body} == made
             self.mirror.agents.bodies[made["id"]] = made
 
@@ -187,24 +237,48 @@ class Tenant:
         id_ = self._any(rows)
         if not id_:
             return
-        expect = 404 if id_ in rows.deleted else 200
-        answer = await self._ask("PATCH", f"{path}/{id_}", expect=expect, name=f"{path}/{{id}}", json=changes)
-        if expect == 200:
-            found = answer.body
-            assert found == {**rows.bodies[id_], **changes, "updatedAt": found["updatedAt"]}
-            rows.bodies[id_] = found
+        one, name = f"{path}/{id_}", f"{path}/{{id}}"
+        if id_ in rows.deleted:
+            await self._ask("PATCH", one, expect=404, name=name, json=changes)
+            return
+        before = rows.bodies[id_]
+        options: dict[str, Any] = {"json": changes}
+        match self._dice.randrange(10):
+            case 0:
+                # Somebody else's version.
+                await self._ask("PATCH", one, expect=412, name=name, headers={"If-Match": '"1"'}, **options)
+                return
+            case 1 | 2:
+                found = await self._ask("GET", one, name=name)
+                options["headers"] = {"If-Match": found.headers["ETag"]}
+        new = any(before[column] != value for column, value in changes.items())
+        answer = await self._change("PATCH", one, expect=200, again=412, name=name, audited=new, **options)
+        if answer.status == 412:
+            # It had happened the first time.
+            answer = await self._surely("GET", one, name=name)
+        found = answer.body
+        assert found == {**before, **changes, "updatedAt": found["updatedAt"]}
+        rows.bodies[id_] = found
+
+    async def _surely(self, method: str, path: str, *, name: str) -> Answer:
+        while True:
+            try:
+                return await self._ask(method, path, name=name)
+            except Busy:
+                await asyncio.sleep(PAUSE_SECONDS)
 
     async def _delete_or_restore(self, path: str, rows: Rows) -> None:
         id_ = self._any(rows)
         if not id_:
             return
         if id_ in rows.deleted:
-            found = (await self._ask("POST", f"{path}/{id_}/restore", name=f"{path}/{{id}}/restore")).body
+            name = f"{path}/{{id}}/restore"
+            found = (await self._change("POST", f"{path}/{id_}/restore", expect=200, name=name)).body
             assert found == {**rows.bodies[id_], "updatedAt": found["updatedAt"]}
             rows.bodies[id_] = found
             rows.deleted.remove(id_)
         else:
-            await self._ask("DELETE", f"{path}/{id_}", expect=204, name=f"{path}/{{id}}")
+            await self._change("DELETE", f"{path}/{id_}", expect=204, again=404, name=f"{path}/{{id}}")
             rows.deleted.add(id_)
 
     # Threads.
@@ -215,7 +289,7 @@ class Tenant:
         body: Body = {"name": self._text("thread"), "model": self._dice.choice(MODELS)}
         if agents := self.mirror.agents.live:
             body["agentId"] = self._dice.choice(agents)["id"]
-        made = (await self._ask("POST", "/v1/threads", expect=201, json=body)).body
+        made = (await self._change("POST", "/v1/threads", expect=201, json=body)).body
         assert {**made, **body} == made
         self.mirror.threads.bodies[made["id"]] = made
 
@@ -259,26 +333,41 @@ class Tenant:
             "tokensOut": self._dice.randrange(500),
             "cost": f"{Decimal(self._dice.randrange(10**9)) / 10**12:f}",
         }
-        return {**record, "eventId": self._text("event")} if self._dice.random() < 0.7 else record
+        # Among faults each has one: without, nobody could ask again.
+        return {**record, "eventId": self._text("event")} if self._faults or self._dice.random() < 0.7 else record
+
+    async def _record_all(self, records: list[Body], name: str = "") -> list[tuple[Body, Body]]:
+        """Each with its outcome. Sent alone it is no list. Now and then with an Idempotency-Key, mostly without."""
+        body = records[0] if len(records) == 1 else records
+        while True:
+            keyed = self._dice.random() < 0.1
+            answer = await self._change(
+                "POST", "/v1/usage", expect=201, name=name, keyed=keyed, audited=False, json=body
+            )
+            outcomes = answer["data"]
+            # null: the first of the same event was being stored in that very moment, which had no answer.
+            if all(outcome["id"] for outcome in outcomes):
+                return list(zip(records, outcomes, strict=True))
+            assert self._faults
+
+    async def _record_new(self, records: list[Body], name: str = "") -> None:
+        refused = self._repeated
+        for record, outcome in await self._record_all(records, name):
+            # Asked for again it may have been stored before.
+            assert outcome["status"] in {"recorded", "duplicate" if self._repeated > refused else "recorded"}
+            self.mirror.record(record, outcome["id"])
 
     async def record_one(self) -> None:
-        record = self._record()
-        (outcome,) = (await self._ask("POST", "/v1/usage", expect=201, json=record))["data"]
-        assert outcome["status"] == "recorded"
-        self.mirror.record(record, outcome["id"])
+        await self._record_new([self._record()])
 
     async def record_again(self) -> None:
         if self.mirror.events:
             record, id_ = self._dice.choice(self.mirror.events)
-            (outcome,) = (await self._ask("POST", "/v1/usage", expect=201, json=record))["data"]
+            ((_, outcome),) = await self._record_all([record])
             assert (outcome["status"], outcome["id"]) == ("duplicate", id_)
 
     async def record_many(self) -> None:
-        records = [self._record() for _ in range(self._dice.randrange(5, 50))]
-        answer = await self._ask("POST", "/v1/usage", expect=201, name="/v1/usage (batch)", json=records)
-        assert (answer["recorded"], answer["duplicates"], answer["invalid"]) == (len(records), 0, 0)
-        for record, outcome in zip(records, answer["data"], strict=True):
-            self.mirror.record(record, outcome["id"])
+        await self._record_new([self._record() for _ in range(self._dice.randrange(5, 50))], "/v1/usage (batch)")
 
     async def read_usage(self) -> None:
         rows = (await self._ask("GET", "/v1/usage", params={"take": "20"}))["data"]

@@ -1,35 +1,56 @@
 """A mixed load over HTTP at half of what the machine can do, for minutes; every answer is looked at, nothing is lost.
 
-Some seconds among the other tests; ``make soak`` takes ten minutes and prints what was seen.
+With a fault every so many seconds, and without. Some seconds of both among the other tests; ``make soak`` takes ten
+minutes and prints what was seen.
 """
 
 import asyncio
 import os
 import re
 import time
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import msgspec
 import psycopg
 import pytest
 from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from crafely.cli.tables import show
 from tests.cli.conftest import crafely, new_folder
+from tests.soak import timeline
 from tests.soak.answers import Answers, Busy
+from tests.soak.havoc import WORKER_KILLED, Havoc
 from tests.soak.tenant import Tenant
 from tests.torture.scene import WORKERS, Scene
 
 MINUTES = float(os.environ.get("SOAK_MINUTES", "0.15"))
+# Seconds from one fault to the next; 0: none. Among the other tests both are tried.
+FAULTS = [float(text) for text in os.environ.get("SOAK_FAULTS", "0,3").split(",")]
+SEED = int(os.environ.get("SOAK_SEED", "2"))
+# Where the picture is written to; nowhere if it is not said.
+PICTURE = os.environ.get("SOAK_PICTURE")
 TENANTS = 16
 # For how long it is measured what the machine can do, in seconds: a tenth of the load, a minute at most.
 MEASURE = min(60.0, MINUTES * 60 / 4)
+# A load of some seconds is a small one, and its measure none.
+SHORT = MINUTES < 0.5
+SMALL_RATE = 200.0
 SAMPLE_SECONDS = min(5.0, MINUTES * 60 / 20)
 STOP_SECONDS = 60
 COSTLIEST = 5
+# How long who was told to come back stays away.
+BUSY_SECONDS = 1.0
+# A worker that is killed takes its connections along, some of which are noticed later.
+LOST_SECONDS = 10
+# What a worker may come to hold in a minute, when it has run for three: so many MB. New keys are remembered, 2 kB each
+# with their hash, and this load makes some hundred in a minute; the rest is what the allocator keeps.
+GROWTH, GROWN_SECONDS = 2.0, 180
 # The two round differently.
 ROUNDING_MS = 0.01
 
@@ -47,10 +68,11 @@ COSTS = """
 
 
 class Memory:
-    """What the workers hold, in MB that are theirs alone, since the load began."""
+    """What the workers hold, in MB that are theirs alone, since the load began or they did."""
 
-    def __init__(self, pids: Sequence[int]) -> None:
-        self.samples: dict[int, list[tuple[float, float]]] = {pid: [] for pid in pids}
+    def __init__(self, scene: Scene) -> None:
+        self._scene = scene
+        self.samples: defaultdict[int, list[tuple[float, float]]] = defaultdict(list)
         self._begin = time.monotonic()
 
     async def watch(self) -> None:
@@ -59,9 +81,11 @@ class Memory:
             await asyncio.sleep(SAMPLE_SECONDS)
 
     def sample(self) -> None:
-        for pid, samples in self.samples.items():
-            (kilobytes,) = re.findall(r"RssAnon:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
-            samples.append((time.monotonic() - self._begin, int(kilobytes) / 1024))
+        for pid in self._scene.workers():
+            with suppress(FileNotFoundError):  # it has just been killed
+                found = re.findall(r"RssAnon:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
+                if found:
+                    self.samples[pid].append((time.monotonic() - self._begin, int(found[0]) / 1024))
 
     @staticmethod
     def slope(samples: Sequence[tuple[float, float]]) -> float:
@@ -76,7 +100,8 @@ class Memory:
 @pytest.fixture
 def scene() -> Iterator[Scene]:
     with new_folder() as folder, ExitStack() as stack:
-        scene = Scene(folder, stack, users=TENANTS, permissions=["*"])
+        # One more, to see whether anybody is served.
+        scene = Scene(folder, stack, users=TENANTS + 1, permissions=["*"])
         with psycopg.connect(scene.url) as connection:
             connection.execute("create extension if not exists pg_stat_statements")
         yield scene
@@ -95,7 +120,7 @@ async def load(tenants: Sequence[Tenant], seconds: float, pause: float) -> None:
             try:
                 await tenant.something()
             except Busy:
-                await asyncio.sleep(1)
+                await asyncio.sleep(BUSY_SECONDS)
             await asyncio.sleep(max(0.0, due - time.monotonic()))
 
     async with asyncio.TaskGroup() as group:
@@ -103,46 +128,101 @@ async def load(tenants: Sequence[Tenant], seconds: float, pause: float) -> None:
             group.create_task(work(tenant))
 
 
-async def test_a_mixed_load_is_answered_right_and_loses_nothing(scene: Scene) -> None:
-    answers = Answers(scene.serving.address)
-    tenants = [Tenant(answers, token, number) for number, token in enumerate(scene.keys)]
+@pytest.mark.parametrize("faults", FAULTS)
+async def test_a_mixed_load_is_answered_right_and_loses_nothing(scene: Scene, faults: float) -> None:
+    answers = Answers(scene.serving.address, faults=faults > 0)
+    havoc = Havoc(scene, answers, SEED)
+    tenants = [Tenant(answers, token, number) for number, token in enumerate(scene.keys[:TENANTS])]
     try:
         for tenant in tenants:
             tenant.others = [other for other in tenants if other is not tenant]
             await tenant.begin()
-        before = answers.count
-        await load(tenants, MEASURE, 0)
-        capacity = (answers.count - before) / MEASURE
-        answers.seconds.clear()
-        pids = scene.workers()
+        capacity = await measure(answers, tenants)
+        answers.start()
+        pids, memory, before = scene.workers(), Memory(scene), answers.count
         assert len(pids) == WORKERS
-        memory = Memory(pids)
-        before = answers.count
         watching = asyncio.create_task(memory.watch())
-        await load(tenants, MINUTES * 60, 2 * TENANTS / capacity)
+        with progress(havoc):
+            async with asyncio.TaskGroup() as group:
+                group.create_task(load(tenants, MINUTES * 60, 2 * TENANTS / capacity))
+                if faults:
+                    group.create_task(havoc.go_on(faults, MINUTES * 60))
         watching.cancel()
         memory.sample()
-        report(answers, capacity, (answers.count - before) / MINUTES / 60, memory)
+        report(answers, capacity, (answers.count - before) / MINUTES / 60, memory, havoc)
         for tenant in tenants:
             await tenant.read_everything_back()
     finally:
         await answers.close()
-    # The same processes: none of them died and came back.
-    assert scene.workers() == pids
-    assert answers.statuses.keys() <= {200, 201, 204, 404, 422, 503}
-    check_what_is_stored(scene, tenants)
-    check_the_costliest(scene)
+    assert answers.statuses.keys() <= {200, 201, 204, 404, 409, 412, 422, 503}
+    check_what_is_stored(scene, tenants, answers)
+    check_the_lost(answers, havoc)
+    check_the_memory(memory)
+    if not faults:
+        # The same processes: none of them died and came back.
+        assert scene.workers() == pids
+        assert '"level":"error"' not in scene.serving.err
+        check_the_costliest(scene)
 
 
-def check_what_is_stored(scene: Scene, tenants: Sequence[Tenant]) -> None:
+async def measure(answers: Answers, tenants: Sequence[Tenant]) -> float:
+    """How many requests a second the machine can do."""
+    if SHORT:
+        return SMALL_RATE
+    before = answers.count
+    await load(tenants, MEASURE, 0)
+    return (answers.count - before) / MEASURE
+
+
+@contextmanager
+def progress(havoc: Havoc) -> Iterator[None]:
+    """Shows how far it is, and which fault there is, to who looks."""
+    columns = (BarColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, console=Console(stderr=True), transient=True, disable=SHORT) as bar:
+        task = bar.add_task("", total=MINUTES * 60)
+        begin = time.monotonic()
+
+        def show_it() -> None:
+            bar.update(task, completed=time.monotonic() - begin, description=havoc.now)
+            handle[0] = asyncio.get_running_loop().call_later(1, show_it)
+
+        handle = [asyncio.get_running_loop().call_soon(show_it)]
+        try:
+            yield
+        finally:
+            handle[0].cancel()
+
+
+AUDITED = "select request_id from audit_log where request_id is not null"
+
+
+def check_what_is_stored(scene: Scene, tenants: Sequence[Tenant], answers: Answers) -> None:
+    """Nothing that was acknowledged is missing, nothing is there that was not, and every change is in the audit."""
+    prober = f"user_{TENANTS}"
     with psycopg.connect(scene.url) as connection:
-        stored = [id_ for (id_,) in connection.execute("select id from usage")]
+        rows = connection.execute("select id from usage where user_id <> %s", [prober])
+        stored = [id_ for (id_,) in rows]
+        audited = {id_ for (id_,) in connection.execute(AUDITED)}
     acknowledged = {id_ for tenant in tenants for id_ in tenant.mirror.usage_ids}
     assert len(stored) == len(set(stored))
     assert set(stored) == acknowledged
+    assert answers.changes <= audited
     done = crafely(scene.serving.folder, "usage", "reconcile", "--json", **scene.variables)
     assert (done.returncode, done.stdout) == (0, "[]\n"), done
-    assert '"level":"error"' not in scene.serving.err
+    assert "a request failed unexpectedly" not in scene.serving.err
+
+
+def check_the_lost(answers: Answers, havoc: Havoc) -> None:
+    """A connection is lost with its worker and never otherwise: whatever befalls the database, there is an answer."""
+    kills = [answers.began + fault.at for fault in havoc.done if fault.name == WORKER_KILLED]
+    assert [at for at in answers.lost if not any(kill <= at <= kill + LOST_SECONDS for kill in kills)] == []
+
+
+def check_the_memory(memory: Memory) -> None:
+    """It does not grow with what was served."""
+    for samples in memory.samples.values():
+        if samples[-1][0] - samples[0][0] >= GROWN_SECONDS:
+            assert memory.slope(samples) < GROWTH, samples
 
 
 def is_own(name: str) -> bool:
@@ -183,22 +263,39 @@ def check_the_costliest(scene: Scene) -> None:
     assert max(others.values()) <= min(named.values()) + ROUNDING_MS, others
 
 
-def report(answers: Answers, capacity: float, rate: float, memory: Memory) -> None:
+def report(answers: Answers, capacity: float, rate: float, memory: Memory, havoc: Havoc) -> None:
     """What happened, for who runs it with -s."""
     sentences = [
-        f"{MINUTES:g} minutes, {TENANTS} users, {WORKERS} workers",
+        f"{MINUTES:g} minutes, {TENANTS} users, {WORKERS} workers, {len(havoc.done)} faults (seed {SEED})",
         f"{capacity:,.0f} requests/s were possible, {rate:,.0f} made",
         "statuses: " + ", ".join(f"{status}: {count:,}" for status, count in sorted(answers.statuses.items())),
+        "not served: " + (", ".join(f"{why}: {count:,}" for why, count in answers.refusals.most_common()) or "none"),
+        f"{len(answers.changes):,} changes were acknowledged at the first time, and all of them are in the audit",
     ]
-    show(Table(*sentences, box=None))
+    table = Table(show_header=False, box=None)
+    for sentence in sentences:
+        table.add_row(sentence)
+    show(table)
+    if havoc.done:
+        columns = ("fault", "times", "served again after, s", "503s", "connections lost")
+        table = Table(*columns, box=box.SIMPLE_HEAD)
+        for name, faults in havoc.by_kind().items():
+            longest = max(fault.recovery for fault in faults)
+            counts = [sum(fault.refused for fault in faults), sum(fault.lost for fault in faults)]
+            table.add_row(name, str(len(faults)), f"{longest:.2f}", *(f"{count:,}" for count in counts))
+        show(table)
+        if PICTURE:
+            Path(PICTURE).write_text(timeline.picture(answers.timeline, havoc.done))
     table = Table("operation", "requests", "p50 ms", "p99 ms", "slowest ms", box=box.SIMPLE_HEAD)
     for name, seconds in sorted(answers.seconds.items()):
         times = sorted(seconds)
         figures = [times[int(len(times) * part)] for part in (0.5, 0.99)]
         table.add_row(name, f"{len(times):,}", *(f"{1000 * one:.1f}" for one in [*figures, times[-1]]))
     show(table)
-    table = Table("worker", "MB at first", "after half", "at last", "MB a minute, second half", box=box.SIMPLE_HEAD)
+    lives = ("worker", "from s", "to s", "MB at first", "after half", "at last", "MB a minute, second half")
+    table = Table(*lives, box=box.SIMPLE_HEAD)
     for pid, samples in memory.samples.items():
         sizes = [samples[0][1], samples[len(samples) // 2][1], samples[-1][1]]
-        table.add_row(str(pid), *(f"{size:.1f}" for size in sizes), f"{memory.slope(samples):+.2f}")
+        life = [f"{samples[0][0]:.0f}", f"{samples[-1][0]:.0f}"]
+        table.add_row(str(pid), *life, *(f"{size:.1f}" for size in sizes), f"{memory.slope(samples):+.2f}")
     show(table)
