@@ -150,3 +150,41 @@ async def test_a_user_reads_the_trail_of_own_rows_only(alice: Session, bob: Sess
 
     assert await run(alice, "select table_name, action from audit_log") == [("agents", "insert")]
     assert await run(bob, "select table_name from audit_log") == []
+
+
+AUDITED = ["agents", "api_keys", "packages", "threads", "usage", "user_subscriptions"]
+# Tables whose changes leave nothing in the trail, and why.
+UNAUDITED = {
+    "audit_log": "the trail itself; it is sealed",
+    "audit_seals": "a chain of its own",
+    "monitor_samples": "sizes, which nobody changes",
+    "usage_daily": "follows from usage: crafely usage reconcile",
+    "usage_events": "follows from usage",
+}
+
+
+def test_every_table_is_audited_or_has_a_reason(superuser: psycopg.Connection) -> None:
+    found = superuser.execute(
+        "select c.relname, array(select tgtype::integer from pg_trigger t where t.tgrelid = c.oid"
+        " and t.tgfoid = 'audit_change'::regproc and t.tgenabled = 'O' order by 1)"
+        " from pg_class c where c.relnamespace = 'public'::regnamespace and c.relkind in ('r', 'p')"
+        " and not c.relispartition and c.relname not like '%yoyo%' order by 1"
+    ).fetchall()
+    assert {name for name, _ in found} == {*AUDITED, *UNAUDITED}
+    for name, kinds in found:
+        events = 0
+        for kind in kinds:
+            events |= kind & 0b111100
+        # Insert 4, delete 8, update 16, truncate 32: https://www.postgresql.org/docs/current/catalog-pg-trigger.html
+        expected = 8 | 16 | 32 | (4 if name != "usage" else 0)
+        assert events == (expected if name in AUDITED else 0), name
+
+
+@pytest.mark.parametrize("table", AUDITED)
+def test_a_truncate_leaves_a_row(superuser: psycopg.Connection, table: str) -> None:
+    with superuser.transaction():
+        superuser.execute("select set_config('crafely.user_id', 'mallory', true)")
+        superuser.execute(SQL("truncate {} cascade").format(Identifier(table)))
+    (row,) = [row for row in trail(superuser, table) if row["action"] == "truncate"]
+    assert (row["actor_user_id"], row["actor_role"]) == ("mallory", "postgres")
+    assert (row["row_id"], row["user_id"], row["old"], row["new"]) == (None, None, None, None)

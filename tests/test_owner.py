@@ -11,7 +11,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from crafely.db import embedded, migrate
 from crafely.db.session import Database, Identity
-from crafely.store import agents, api_keys, monitor, usage
+from crafely.store import agents, api_keys, audit_log, monitor, usage
 
 # Later than the months that the migrations make.
 LATE = datetime.now(UTC) + timedelta(days=150)
@@ -73,4 +73,17 @@ async def test_an_owner_that_is_no_superuser_migrates_serves_and_keeps_house(own
     made = await monitor.ensure_partitions(database.session("crafely_admin"), months_ahead=6)
     assert made.usage == 3
     assert stored() == (0, 1, changes)
+    assert (await audit_log.seal(database.session("crafely_admin"))).row_count <= 2
+    assert await audit_log.drop_month(database.session("crafely_admin"), months_kept=2) is None
     await database.close()
+
+    # Append-only for the owner, too, short of taking row-level security away, which the seals would tell.
+    with psycopg.connect(url, autocommit=True) as owner:
+        for statement in (
+            "update audit_log set action = 'delete'",
+            "delete from audit_log",
+            "update audit_seals set row_count = 0",
+            "delete from audit_seals",
+        ):
+            assert owner.execute(statement).rowcount == 0, statement
+    assert stored() == (0, 1, changes)

@@ -21,9 +21,9 @@ Value = list[tuple[Any, ...]]
 @pytest.fixture
 async def brisk(database_url: str, signer: Signer, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Server]:
     """A server that does its housekeeping all the time, and does not wait long for a lock."""
-    for interval in ("TOUCHES", "SUBSCRIPTIONS", "PARTITIONS", "SAMPLES"):
+    for interval in ("TOUCHES", "SUBSCRIPTIONS", "PARTITIONS", "SAMPLES", "SEALS"):
         monkeypatch.setattr(housekeeping, interval, 0.05)
-    async with serving(database_url, signer, statement_timeout=0.4) as server:
+    async with serving(database_url, signer, statement_timeout=0.4, audit_months=2) as server:
         yield server
 
 
@@ -90,11 +90,11 @@ async def test_a_subscription_expires_when_its_end_has_come(brisk: Server) -> No
     end(brisk, subscription)
     await becomes(lambda: status(brisk, subscription), lambda one: one == "expired")
     trail = brisk.sql(
-        "select actor_role, old ->> 'status', new ->> 'status' from audit_log where row_id = %s and new ? 'status'"
-        " and action = 'update'",
+        "select actor_role, actor_user_id, request_id, old ->> 'status', new ->> 'status' from audit_log"
+        " where row_id = %s and new ? 'status' and action = 'update'",
         subscription,
     )
-    assert trail == [("crafely_admin", "active", "expired")]
+    assert trail == [("crafely_admin", None, "crafely housekeeping", "active", "expired")]
 
 
 @pytest.mark.parametrize("table", ["usage", "audit_log"])
@@ -137,6 +137,23 @@ async def test_sizes_are_noted_once_an_hour_and_forgotten_after_some_weeks(brisk
         " where created_at = (select max(created_at) from monitor_samples)"
     )
     await becomes(times, lambda found: found[0] > datetime.now(UTC) - timedelta(days=1))
+
+
+async def test_the_trail_is_sealed_its_head_is_logged_and_old_months_go(
+    brisk: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    brisk.sql(
+        "insert into audit_log (actor_role, table_name, row_id, action, created_at)"
+        " values ('x', 'agents', 'old', 'insert', now() - interval '4 months')"
+    )
+    await brisk.caller("alice", "*")
+    await becomes(lambda: brisk.sql("select row_id from audit_log"), lambda rows: ("old",) not in rows)
+    query = "select encode(digest, 'hex') from audit_seals where kind = 'batch' order by id"
+    heads = [head for (head,) in await becomes(lambda: brisk.sql(query), lambda rows: len(rows) > 1)]
+    logged = [record.fields["head"] for record in caplog.records if hasattr(record, "fields")]
+    assert logged == heads
+    assert "month of the audit trail dropped: " in caplog.text
 
 
 async def test_a_job_that_fails_is_done_when_the_database_is_back(
