@@ -828,6 +828,11 @@ create trigger encryption_keys_audit
     for each row
     execute function audit_change('encryption_keys');
 
+create trigger encryption_keys_audit_truncate
+    after truncate on encryption_keys
+    for each statement
+    execute function audit_change('encryption_keys');
+
 create trigger encryption_keys_set_updated_at
     before update on encryption_keys
     for each row

@@ -152,11 +152,12 @@ async def test_a_user_reads_the_trail_of_own_rows_only(alice: Session, bob: Sess
     assert await run(bob, "select table_name from audit_log") == []
 
 
-AUDITED = ["agents", "api_keys", "packages", "threads", "usage", "user_subscriptions"]
+AUDITED = ["agents", "api_keys", "encryption_keys", "packages", "threads", "usage", "user_subscriptions"]
 # Tables whose changes leave nothing in the trail, and why.
 UNAUDITED = {
     "audit_log": "the trail itself; it is sealed",
     "audit_seals": "a chain of its own",
+    "idempotency_keys": "answers that were given, for a day; the changes themselves are in the trail",
     "monitor_samples": "sizes, which nobody changes",
     "usage_daily": "follows from usage: crafely usage reconcile",
     "usage_events": "follows from usage",

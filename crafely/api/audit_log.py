@@ -37,7 +37,7 @@ class ListChanges(ListQuery, kw_only=True, frozen=True):
     ) = None
     table_name: (
         Annotated[
-            Literal["agents", "api_keys", "packages", "threads", "usage", "user_subscriptions"],
+            Literal["agents", "api_keys", "encryption_keys", "packages", "threads", "usage", "user_subscriptions"],
             Meta(description="The table whose rows changed."),
         ]
         | None
