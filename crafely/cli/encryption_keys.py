@@ -4,9 +4,8 @@ import argparse
 import asyncio
 import sys
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from types import ModuleType
-from typing import Any
 
 import msgspec
 import psycopg
@@ -22,7 +21,7 @@ from crafely.config import Settings, load
 from crafely.db.session import Database, Session
 from crafely.keyring import OFF, Keyring, KeyringError, UnreadableError
 from crafely.store import agents, encryption_keys, threads
-from crafely.store.encryption_keys import SealedTexts
+from crafely.store.encryption_keys import EncryptionKey, SealedTexts
 
 # The embedded database's own key: the file in data_dir, and the id of what is made by itself.
 FILE = "encryption.key"
@@ -41,23 +40,22 @@ SEALED: Sequence[tuple[ModuleType, str, tuple[str, ...]]] = (
 
 
 def with_keys(settings: Settings, found: Target) -> Settings:
-    """The settings with keys: their own, or those of the embedded database, which are made when it has none yet.
+    """The settings with keys: their own, else those of the embedded database, which are made when it has none yet.
 
-    The database has its schema. Raises KeyringError with one line: there are none for another database, or those of the
-    embedded one are lost.
+    Raises KeyringError with one line: another database needs keys that are said, or those of the embedded one are lost.
     """
     if settings.encryption_keys is not None:
         return settings
     if not found.embedded:
         raise KeyringError(
-            "CRAFELY_ENCRYPTION_KEYS: not set, and a database that CRAFELY_DATABASE_URL names is not served without: "
-            'say id:key, made with: echo "k1:$(openssl rand -base64 32)"; or off, to store texts in clear'
+            "CRAFELY_ENCRYPTION_KEYS: not set, and with CRAFELY_DATABASE_URL it must be: say id:key, made with: "
+            'echo "k1:$(openssl rand -base64 32)"; or off, to store in clear'
         )
     path = settings.data_dir / FILE
     ring = keyring.read(path)
     if ring is None:
         # Asked first: a new key in the place of a lost one would only hide that.
-        if used := [key.id for key in _as_role(settings, found.url, encryption_keys.list_all) if _sealing(key)]:
+        if used := [key.id for key in _known(settings, found) if key.id != OFF and key.retired_at is None]:
             raise KeyringError(
                 f"{path} is gone, and texts of the database are sealed with its key {', '.join(used)}: "
                 "put it back from a copy, or say the key in CRAFELY_ENCRYPTION_KEYS"
@@ -66,14 +64,12 @@ def with_keys(settings: Settings, found: Target) -> Settings:
     return msgspec.structs.replace(settings, encryption_keys=ring)
 
 
-def _sealing(key: encryption_keys.EncryptionKey) -> bool:
-    return key.id != OFF and key.retired_at is None
+def _known(settings: Settings, found: Target) -> list[EncryptionKey]:
+    """The keys that a database knows; none where it has no schema yet."""
 
-
-def _as_role(settings: Settings, url: str, work: Callable[[Session], Awaitable[Any]]) -> Any:
-    async def run() -> Any:
+    async def ask() -> list[EncryptionKey]:
         database = Database(
-            url,
+            found.url,
             size=1,
             pool_timeout=settings.pool_timeout,
             statement_timeout=settings.statement_timeout,
@@ -81,11 +77,14 @@ def _as_role(settings: Settings, url: str, work: Callable[[Session], Awaitable[A
         )
         try:
             await database.open()
-            return await work(database.session("crafely_admin"))
+            return await encryption_keys.list_all(database.session("crafely_admin"))
         finally:
             await database.close()
 
-    return asyncio.run(run())
+    try:
+        return asyncio.run(ask())
+    except psycopg.errors.UndefinedTable:
+        return []
 
 
 def add(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

@@ -35,8 +35,8 @@ def test_with_the_key_withheld_it_says_so_in_one_line_and_does_not_start(
         "serve", "--port", "0", "--workers", workers, CRAFELY_DATABASE_URL=database_url, CRAFELY_ENCRYPTION_KEYS=""
     )
     assert line == (
-        "crafely: CRAFELY_ENCRYPTION_KEYS: not set, and a database that CRAFELY_DATABASE_URL names is not served "
-        'without: say id:key, made with: echo "k1:$(openssl rand -base64 32)"; or off, to store texts in clear'
+        "crafely: CRAFELY_ENCRYPTION_KEYS: not set, and with CRAFELY_DATABASE_URL it must be: say id:key, made with: "
+        'echo "k1:$(openssl rand -base64 32)"; or off, to store in clear'
     )
 
 
@@ -47,8 +47,7 @@ def test_the_line_that_makes_a_key_makes_one() -> None:
     assert keyring.parse(made.stdout).ids == ("k1",)
 
 
-@pytest.mark.parametrize("workers", ["1", "2"])
-@pytest.mark.parametrize("keys", ["off", K2.replace("k2:", "test:"), K2])
+@pytest.mark.parametrize(("workers", "keys"), [("1", "off"), ("2", K2.replace("k2:", "test:")), ("1", K2)])
 def test_with_a_wrong_key_it_says_so_in_one_line_and_does_not_start(
     refused: Refused, database_url: str, workers: str, keys: str
 ) -> None:

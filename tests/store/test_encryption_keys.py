@@ -177,6 +177,21 @@ async def test_users_and_others_know_nothing_of_the_keys(alice: Session) -> None
         await run(alice, "select id from encryption_keys")
 
 
+async def test_what_happens_to_the_keys_is_on_record(
+    admin: Session, encryption: Session, superuser: psycopg.Connection
+) -> None:
+    await encryption_keys.register(admin, id="k1", check_value="sealed")
+    await encryption_keys.retire(encryption, id="k1")
+    superuser.execute("truncate encryption_keys")
+    assert superuser.execute(
+        "select actor_role, action, row_id from audit_log where table_name = 'encryption_keys' order by id"
+    ).fetchall() == [
+        ("crafely_admin", "insert", "k1"),
+        ("crafely_encryption", "update", "k1"),
+        (superuser.info.user, "truncate", None),
+    ]
+
+
 @pytest.mark.parametrize("rows", [True, False])
 def test_a_database_that_is_migrated_with_rows_in_it_has_texts_in_clear(
     superuser: psycopg.Connection, rows: bool
@@ -185,6 +200,7 @@ def test_a_database_that_is_migrated_with_rows_in_it_has_texts_in_clear(
     back, there = (
         next(Path("migrations").glob(f"*.encryption-keys{end}")).read_bytes() for end in (".rollback.sql", ".sql")
     )
+    superuser.execute("drop trigger encryption_keys_audit_truncate on encryption_keys")
     superuser.execute(back)
     if rows:
         superuser.execute("insert into threads (name, user_id) values ('n', 'alice')")
