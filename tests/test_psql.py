@@ -37,6 +37,7 @@ SPECIAL = {
     "interval": "'month'",
     "agent_id": "null",
     "months_kept": "12",
+    "status": "201",
 }
 
 IDENTITY = "select set_config('crafely.user_id', 'alice', false) \\g /dev/null\n"
