@@ -22,7 +22,7 @@ UNMATCHED = "(none)"
 GONE = 499
 
 # An API key or a session token in the wrong header must not end up in the log and the audit trail.
-_REQUEST_ID = re.compile(r"(?!.*(?:crf_|eyJ))[A-Za-z0-9._-]{1,128}")
+_REQUEST_ID = re.compile(r"(?!.*(?:crf_[a-z]{2,8}_|eyJ[\w-]{8,}\.))[A-Za-z0-9._-]{1,128}")
 
 log = logging.getLogger("crafely")
 

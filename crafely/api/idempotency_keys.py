@@ -18,8 +18,8 @@ from crafely.keyring import Keyring
 from crafely.store import idempotency_keys
 
 IDEMPOTENCY_KEY = istr("Idempotency-Key")
-# Printable; a header's value has no space at its ends. An API key in the wrong header must not be stored.
-PATTERN = r"^(?!crf_)[\x21-\x7e](?:[\x20-\x7e]{0,253}[\x21-\x7e])?$"
+# Printable; a header's value has no space at its ends. A key or a session token in the wrong header must not be stored.
+PATTERN = r"^(?!.*(?:crf_[a-z]{2,8}_|eyJ[\w-]{8,}\.))[\x21-\x7e](?:[\x20-\x7e]{0,253}[\x21-\x7e])?$"
 # The largest answer that is kept, in bytes; sealed it is a third larger.
 MAX_BODY = 2 * 1024 * 1024
 

@@ -108,6 +108,8 @@ def misplaced(secret: str, good: str) -> Iterator[bytes]:
         for before in ("", "x-"):
             yield request("GET /v1/me", auth, f"X-Request-Id: {before}{secret}")
             yield request("POST /v1/agents", auth, f"X-Request-Id: {before}{secret[:128]}", body='{"name": "x"}')
+            good_body = json.dumps({"name": "x", "instructions": ""})
+            yield request("POST /v1/agents", auth, f"Idempotency-Key: {before}{secret[:200]}", body=good_body)
     for scheme in ("", "Basic ", "Bearer x"):
         yield request("GET /v1/me", f"Authorization: {scheme}{secret}")
     for header in (f"X-API-Key: {secret}x", f"{secret}: x", f"Host: {secret}", f"Transfer-Encoding: {secret}"):
