@@ -300,6 +300,9 @@ def _problem_statuses(route: Route, operation: Operation) -> list[int]:
         statuses.add(404)
     if operation.body is not None:
         statuses |= {413, 415, 417}
+    if route.once:
+        # An answer may be too large to be kept.
+        statuses.add(413)
     if route.method in {"POST", "PATCH"}:
         statuses.add(409)
     if operation.if_match:

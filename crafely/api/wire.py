@@ -227,6 +227,7 @@ def bind(route: Route, services: Services) -> Callable[[Call], Awaitable[Answer]
     handler, permission, parameters = route.handler, route.permission, operation.parameters
     # With what a query asks for besides, it is another answer, which has no tag.
     plain = operation.query() if operation.tagged and operation.query else None
+    is_once = route.once
 
     async def serve(call: Call) -> Answer:
         request = call.request
@@ -257,10 +258,11 @@ def bind(route: Route, services: Services) -> Callable[[Call], Awaitable[Answer]
             body = _small_body(request, headers)
             sent = body if body is not None else await request.read()
             arguments["body"] = decode(sent, decoder)
-        finish = partial(_answer, call, route, operation, plain=arguments.get("query") == plain)
-        if route.once and IDEMPOTENCY_KEY in headers:
+        is_plain = arguments.get("query") == plain
+        if is_once and IDEMPOTENCY_KEY in headers:
+            finish = partial(_answer, call, route, operation, plain=is_plain)
             return await once(call, sent, partial(handler, call, **arguments), finish)
-        return finish(await handler(call, **arguments))
+        return _answer(call, route, operation, await handler(call, **arguments), plain=is_plain)
 
     return serve
 
