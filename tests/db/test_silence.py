@@ -67,8 +67,8 @@ async def test_a_transaction_is_given_up_wherever_it_stands(alice_alone: Session
     with pytest.raises(psycopg.OperationalError, match=SILENT):
         await second()
     [(pid,)] = await run(alice_alone, PID)
-    proxy = Proxy(make_conninfo(database_url, connect_timeout=5))
-    with proxy.between() as url:
+    proxy = Proxy()
+    with proxy.between(make_conninfo(database_url, connect_timeout=5)) as url:
         async with asyncio.timeout(60), opened(url, statement_timeout=0.2, pool_timeout=10) as database:
             alice = database.session("crafely_app", ALICE)
             proxy.silent_at = b"commit"
@@ -87,8 +87,8 @@ async def test_many_statements_of_a_transaction_may_take_longer_than_one(alice_a
 
 
 async def test_a_server_that_falls_silent_when_the_login_is_checked_is_given_up(database_url: str) -> None:
-    proxy = Proxy(make_conninfo(database_url, connect_timeout=5))
-    with proxy.between() as url:
+    proxy = Proxy()
+    with proxy.between(make_conninfo(database_url, connect_timeout=5)) as url:
         proxy.silent_at = LOGIN
         with pytest.raises(DatabaseUnavailableError, match=SILENT):
             async with asyncio.timeout(30), opened(url):
@@ -124,8 +124,8 @@ async def pool_in_silence(database: Database, proxy: Proxy) -> None:
 
 async def test_a_server_that_falls_silent_when_it_is_to_listen_is_given_up_and_tried_again(database_url: str) -> None:
     heard: list[str] = []
-    proxy = Proxy(make_conninfo(database_url, connect_timeout=5))
-    with proxy.between() as url:
+    proxy = Proxy()
+    with proxy.between(make_conninfo(database_url, connect_timeout=5)) as url:
         async with asyncio.timeout(60), opened(url) as database:
             listener = Listener(
                 lambda: database.connect("crafely_app"),

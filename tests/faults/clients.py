@@ -120,9 +120,9 @@ class Clients:
 
 
 @asynccontextmanager
-async def clients(scene: Scene, serving: Serving | None = None) -> AsyncIterator[Clients]:
-    """Clients who have been served, by the scene's server or by another one on its database; and are in the end."""
-    serving = serving or scene.serving
+async def clients(scene: Scene) -> AsyncIterator[Clients]:
+    """Clients who have been served; and are in the end."""
+    serving = scene.serving
     timeout = aiohttp.ClientTimeout(total=ANSWER_SECONDS)
     # A connection for each request: a worker that is killed takes its connections along, which is no answer of ours.
     connector = aiohttp.TCPConnector(limit=0, force_close=True)

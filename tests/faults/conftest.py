@@ -13,7 +13,7 @@ from tests.torture.scene import Scene
 @pytest.fixture(scope="module")
 def scene() -> Iterator[Scene]:
     with new_folder() as folder, ExitStack() as stack:
-        scene = Scene(folder, stack, users=2, permissions=["*"], **SETTINGS)
+        scene = Scene(folder, stack, users=2, permissions=["*"], settings=SETTINGS)
         yield scene
         scene.stop(RECOVERY_SECONDS)
         # A fault of the database is none of ours: nothing was unexpected.

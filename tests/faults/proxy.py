@@ -6,6 +6,7 @@ import struct
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from typing import Any
 
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
@@ -14,10 +15,10 @@ _RESET = struct.pack("ii", 1, 0)
 
 
 class Proxy:
-    """Passes everything on, until it is told otherwise. Takes the libpq URL of the server."""
+    """Passes everything on, until it is told otherwise."""
 
-    def __init__(self, url: str) -> None:
-        self._server = conninfo_to_dict(url)
+    def __init__(self) -> None:
+        self._server: dict[str, Any] = {}
         self._writers: list[asyncio.StreamWriter] = []
         # Nothing is passed on, of old connections and of new ones; what has come meanwhile goes on afterwards.
         self.silent = False
@@ -31,8 +32,9 @@ class Proxy:
         self.struck = 0
 
     @contextmanager
-    def between(self) -> Iterator[str]:
-        """Gives the URL to connect to."""
+    def between(self, url: str) -> Iterator[str]:
+        """Takes the libpq URL of the server, and gives the one to connect to."""
+        self._server = conninfo_to_dict(url)
         listener = socket.create_server(("127.0.0.1", 0))
         port = listener.getsockname()[1]
         loop = asyncio.new_event_loop()

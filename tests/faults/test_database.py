@@ -161,7 +161,7 @@ def small_disk() -> Iterator[Scene]:
         if os.geteuid() != 0 or subprocess.run([*MOUNT, home], check=False, capture_output=True).returncode:
             pytest.skip("only root may mount a small disk")
         stack.callback(lambda: subprocess.run(["/bin/umount", "--lazy", home], check=True))
-        scene = Scene(folder, stack, users=2, permissions=["*"], **SETTINGS)
+        scene = Scene(folder, stack, users=2, permissions=["*"], settings=SETTINGS, workers=1)
         yield scene
         scene.stop(RECOVERY_SECONDS)
 

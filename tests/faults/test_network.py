@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import Serving, new_folder, until
-from tests.faults.clients import DATABASE, SETTINGS, Clients, clients
+from tests.faults.clients import DATABASE, RECOVERY_SECONDS, SETTINGS, Clients, clients
 from tests.faults.proxy import Proxy
 from tests.torture.scene import Scene
 
@@ -17,30 +17,30 @@ MOST = 20
 
 
 @pytest.fixture(scope="module")
-def proxy(scene: Scene) -> Proxy:
-    return Proxy(scene.url)
+def proxy() -> Proxy:
+    return Proxy()
 
 
 @pytest.fixture(scope="module")
-def behind(scene: Scene, proxy: Proxy) -> Iterator[Serving]:
+def scene(proxy: Proxy) -> Iterator[Scene]:
     """A server with one worker behind a network that may fail, and few connections for clients."""
-    settings = {**scene.variables, **SETTINGS, "CRAFELY_MAX_CONNECTIONS": str(MOST), "CRAFELY_REQUEST_TIMEOUT": "5"}
-    with new_folder() as folder, proxy.between() as url:
-        serving = Serving(folder, **{**settings, "CRAFELY_DATABASE_URL": url}).ready()
-        yield serving
-        serving.stop()
-        assert "a request failed unexpectedly" not in serving.err
+    settings = {**SETTINGS, "CRAFELY_MAX_CONNECTIONS": str(MOST), "CRAFELY_REQUEST_TIMEOUT": "5"}
+    with new_folder() as folder, ExitStack() as stack:
+        scene = Scene(folder, stack, users=2, permissions=["*"], settings=settings, workers=1, between=proxy.between)
+        yield scene
+        scene.stop(RECOVERY_SECONDS)
+        assert "a request failed unexpectedly" not in scene.serving.err
 
 
-async def test_a_slow_network_is_only_slow(scene: Scene, behind: Serving, proxy: Proxy) -> None:
-    async with clients(scene, behind) as them:
+async def test_a_slow_network_is_only_slow(scene: Scene, proxy: Proxy) -> None:
+    async with clients(scene) as them:
         proxy.delay = 0.05
         assert set((await them.statuses()).values()) == {200, 201}
         proxy.delay = 0.0
 
 
-async def test_silence(scene: Scene, behind: Serving, proxy: Proxy) -> None:
-    async with clients(scene, behind) as them:
+async def test_silence(scene: Scene, proxy: Proxy) -> None:
+    async with clients(scene) as them:
         proxy.silent = True
         for _ in range(2):
             statuses = await them.statuses()
@@ -53,10 +53,8 @@ async def test_silence(scene: Scene, behind: Serving, proxy: Proxy) -> None:
 @pytest.mark.parametrize(
     ("said", "kind"), [(b"model", "stats"), (b"createdAt", "agents"), (b"recorded", "usage"), (b"agnt_", "new agent")]
 )
-async def test_an_answer_that_is_cut_in_the_middle(
-    scene: Scene, behind: Serving, proxy: Proxy, said: bytes, kind: str
-) -> None:
-    async with clients(scene, behind) as them:
+async def test_an_answer_that_is_cut_in_the_middle(scene: Scene, proxy: Proxy, said: bytes, kind: str) -> None:
+    async with clients(scene) as them:
         struck = proxy.struck
         proxy.cut_at = {b"createdAt": b"agent", b"model": b"gpt-4o"}.get(said, said)
         answer = await them.ask(kind)
@@ -77,21 +75,21 @@ def head(scene: Scene, method: str, path: str, length: int = 0) -> bytes:
     return "\r\n".join([*lines, "", ""]).encode()
 
 
-async def test_clients_that_leave_amid_their_body_or_their_answer(scene: Scene, behind: Serving) -> None:
-    async with clients(scene, behind):
+async def test_clients_that_leave_amid_their_body_or_their_answer(scene: Scene) -> None:
+    async with clients(scene):
         for data in (head(scene, "POST", "/v1/usage", 5000) + b'{"model": "x"', head(scene, "GET", "/v1/agents") * 50):
             for _ in range(MOST):
-                with connection(behind) as sock:
+                with connection(scene.serving) as sock:
                     sock.sendall(data)
         # For a moment all connections are taken by what nobody waits for any more.
 
 
-async def test_slow_loris_keeps_nobody_out(scene: Scene, behind: Serving) -> None:
+async def test_slow_loris_keeps_nobody_out(scene: Scene) -> None:
     """Twice as many connections as there may be, on each a head that never ends; everybody else is served."""
     stop = asyncio.Event()
 
     async def drip() -> bytes:
-        host, _, port = behind.address.rpartition("//")[2].partition(":")
+        host, _, port = scene.serving.address.rpartition("//")[2].partition(":")
         reader, writer = await asyncio.open_connection(host, int(port))
         writer.write(b"GET /v1/agents HTTP/1.1\r\n")
         with suppress(ConnectionError):
@@ -105,7 +103,7 @@ async def test_slow_loris_keeps_nobody_out(scene: Scene, behind: Serving) -> Non
             said = await reader.read()
         return said
 
-    async with clients(scene, behind) as them:
+    async with clients(scene) as them:
         slow = [asyncio.create_task(drip()) for _ in range(2 * MOST)]
         for _ in range(5):
             assert set((await them.statuses("agents", "new agent", "usage", "verify")).values()) == {200, 201}
@@ -114,19 +112,19 @@ async def test_slow_loris_keeps_nobody_out(scene: Scene, behind: Serving) -> Non
         await asyncio.gather(*slow)
 
 
-async def test_clients_that_never_read_are_given_up(scene: Scene, behind: Serving) -> None:
+async def test_clients_that_never_read_are_given_up(scene: Scene) -> None:
     """Each would keep its answers in our memory for ever."""
     with ExitStack() as stack:
         for _ in range(5):
-            sock = stack.enter_context(connection(behind))
+            sock = stack.enter_context(connection(scene.serving))
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             sock.setblocking(False)
             flood = b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n" * 500
             with suppress(BlockingIOError):
                 sock.send(flood)
-        async with clients(scene, behind) as them:
+        async with clients(scene) as them:
             assert set((await them.statuses()).values()) == {200, 201}
-            await asyncio.to_thread(until, lambda: established(behind) == 0, "all to be cut")
+            await asyncio.to_thread(until, lambda: established(scene.serving) == 0, "all to be cut")
 
 
 def established(serving: Serving) -> int:
@@ -145,9 +143,9 @@ def established(serving: Serving) -> int:
     return count
 
 
-async def test_everything_at_once_through_a_bad_network(scene: Scene, behind: Serving, proxy: Proxy) -> None:
+async def test_everything_at_once_through_a_bad_network(scene: Scene, proxy: Proxy) -> None:
     """A slow network that falls silent now and then: every answer is one that is described."""
-    async with clients(scene, behind) as them:
+    async with clients(scene) as them:
         work = asyncio.create_task(rounds(them, 8))
         while not work.done():
             proxy.delay = 0.005

@@ -1,9 +1,10 @@
 """A PostgreSQL that a test keeps alive, with users and their keys, and ``crafely serve`` with several workers on it."""
 
 import os
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
+from types import MappingProxyType
 
 from crafely.cli import keys
 from crafely.config import Settings
@@ -16,11 +17,20 @@ WORKERS = 2
 class Scene:
     """Both, in a folder; the stack stops PostgreSQL, and whoever made the folder what else runs in it.
 
-    Takes how many users, each with a key of these permissions, and settings of the server.
+    Takes how many users, each with a key of these permissions, settings of the server, how many workers, and what stands
+    between them and PostgreSQL (given its URL it gives another).
     """
 
     def __init__(
-        self, folder: Path, stack: ExitStack, *, users: int, permissions: Sequence[str], **settings: str
+        self,
+        folder: Path,
+        stack: ExitStack,
+        *,
+        users: int,
+        permissions: Sequence[str],
+        settings: Mapping[str, str] = MappingProxyType({}),
+        workers: int = WORKERS,
+        between: Callable[[str], AbstractContextManager[str]] = nullcontext,
     ) -> None:
         self._stack = stack
         self.home = folder / "database"
@@ -32,8 +42,12 @@ class Scene:
             for n in range(users)
         ]
         # Each of the users does what a thousand would.
-        self.variables = {"CRAFELY_DATABASE_URL": self.url, "CRAFELY_RATE_LIMIT_USER": "off", **settings}
-        self.serving = Serving(folder, "--workers", str(WORKERS), **self.variables).ready()
+        self.variables = {
+            "CRAFELY_DATABASE_URL": stack.enter_context(between(self.url)),
+            "CRAFELY_RATE_LIMIT_USER": "off",
+            **settings,
+        }
+        self.serving = Serving(folder, "--workers", str(workers), **self.variables).ready()
 
     def start(self) -> str:
         """Starts PostgreSQL, with fsync; where it was killed it comes back at the same place. Gives the URL."""
