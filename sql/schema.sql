@@ -871,6 +871,11 @@ create policy idempotency_keys_backup on idempotency_keys
     to crafely_backup
     using (true);
 
+create policy idempotency_keys_encryption on idempotency_keys
+    for select
+    to crafely_encryption
+    using (true);
+
 create policy idempotency_keys_own on idempotency_keys
     to crafely_app
     using (user_id = (( select current_user_id() as current_user_id)))
@@ -884,6 +889,7 @@ grant delete, select (created_at) on idempotency_keys to crafely_admin;
 grant insert (user_id, key, fingerprint, status, location, etag, body), select (user_id, key, fingerprint, status,
     location, etag, body) on idempotency_keys to crafely_app;
 grant select on idempotency_keys to crafely_backup;
+grant select (body) on idempotency_keys to crafely_encryption;
 
 create table monitor_samples (
     created_at timestamp with time zone default now() not null,

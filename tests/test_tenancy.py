@@ -257,7 +257,11 @@ READABLE = {
     },
     "crafely_monitor": {},
     "crafely_backup": dict.fromkeys([*TABLES, "packages"], "all"),
-    "crafely_encryption": {"agents": "id instructions context", "threads": "id instructions"},
+    "crafely_encryption": {
+        "agents": "id instructions context",
+        "idempotency_keys": "body",
+        "threads": "id instructions",
+    },
 }
 
 

@@ -32,6 +32,8 @@ BATCH = 32
 ROUNDS = 5
 
 ROLE = "crafely_encryption"
+# Sealed, too, but so short-lived that it is left to housekeeping.
+KEPT = "idempotency_keys"
 # The tables, and their columns that are sealed.
 SEALED: Sequence[tuple[ModuleType, str, tuple[str, ...]]] = (
     (agents, "agents", ("instructions", "context")),
@@ -132,6 +134,11 @@ def _run(arguments: argparse.Namespace) -> int:
             table.add_row(count.table_name, count.column_name, count.key_id, str(count.texts))
         show(table)
         print(f"{report.reencrypted} rows stored anew; {report.left} texts left", file=sys.stderr)
+        if any(count.table_name == KEPT and count.key_id != report.key for count in report.texts):
+            print(
+                "answers that are kept for idempotency keys are forgotten within a day: run it again then",
+                file=sys.stderr,
+            )
         for id_ in report.retired:
             print(f"no row needs {id_} any more; the audit trail and earlier backups may", file=sys.stderr)
     for place in report.unreadable[:20]:

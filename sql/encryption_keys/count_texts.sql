@@ -4,6 +4,7 @@
 -- role: crafely_encryption
 -- scans: agents, because every text is asked for its key
 -- scans: threads, because every text is asked for its key
+-- scans: idempotency_keys, because every text is asked for its key
 -- not null: key_id
 select s.table_name, s.column_name, s.key_id, count(*) as texts
 from (
@@ -17,6 +18,9 @@ from (
     select 'threads', 'instructions', sealed_with(instructions)
     from threads
     where instructions is not null
+    union all
+    select 'idempotency_keys', 'body', sealed_with(body)
+    from idempotency_keys
 ) s
 group by s.table_name, s.column_name, s.key_id
 order by s.table_name, s.column_name, s.key_id;

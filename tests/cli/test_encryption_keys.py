@@ -228,6 +228,27 @@ def test_people_get_a_table(reencrypt: Command, rows: Rows, monkeypatch: pytest.
     assert "4 rows stored anew; 0 texts left" in reencrypt.err
 
 
+def test_a_key_is_needed_as_long_as_an_answer_is_kept(
+    reencrypt: Command, rows: Rows, superuser: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows.fill(keyring.parse(K1), 3)
+    monkeypatch.setenv("CRAFELY_ENCRYPTION_KEYS", K1)
+    assert reencrypt() == 0
+    body = keyring.parse(K1).seal("{}", "idempotency_keys", "body", "alice/once")
+    superuser.execute(
+        "insert into idempotency_keys (user_id, key, fingerprint, status, body) values ('alice', 'once', '', 201, %s)",
+        [body],
+    )
+    monkeypatch.setenv("CRAFELY_ENCRYPTION_KEYS", f"{K2},{K1}")
+    assert reencrypt() == 1
+    assert reencrypt.err.splitlines() == [
+        "4 rows stored anew; 1 texts left",
+        "answers that are kept for idempotency keys are forgotten within a day: run it again then",
+    ]
+    superuser.execute("delete from idempotency_keys")
+    assert reencrypt.json()["retired"] == ["k1"]
+
+
 def test_what_no_key_opens_stays_as_it_is_and_is_named(
     reencrypt: Command, rows: Rows, superuser: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:

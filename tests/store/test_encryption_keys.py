@@ -22,6 +22,8 @@ SEED = """
         ('thrd_1', 'a', 'crafely:1:k1:AAAA', 'alice'),
         ('thrd_2', 'b', null, 'alice'),
         ('thrd_3', 'c', 'crafely:1:k2:CCCC', 'bob');
+    insert into idempotency_keys (user_id, key, fingerprint, status, body) values
+        ('alice', 'a', '', 201, 'crafely:1:k1:AAAA'), ('bob', 'b', '', 201, '{}');
 """
 
 
@@ -78,6 +80,8 @@ async def test_texts_are_counted_by_table_column_and_key(encryption: Session) ->
         SealedTexts("agents", "instructions", "k1", 1),
         SealedTexts("agents", "instructions", "k2", 1),
         SealedTexts("agents", "instructions", "off", 2),
+        SealedTexts("idempotency_keys", "body", "k1", 1),
+        SealedTexts("idempotency_keys", "body", "off", 1),
         SealedTexts("threads", "instructions", "k1", 1),
         SealedTexts("threads", "instructions", "k2", 1),
     ]
@@ -163,6 +167,8 @@ async def test_to_seal_anew_is_no_change_of_the_row_but_on_record(
         "update encryption_keys set check_value = 'x'",
         "delete from encryption_keys",
         "select key_id from api_keys",
+        "select user_id from idempotency_keys",
+        "update idempotency_keys set body = 'x'",
         "select id from audit_log",
     ],
 )
