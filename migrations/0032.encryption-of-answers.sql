@@ -1,5 +1,5 @@
--- Answers that are kept for idempotency keys are sealed as texts are, and live for a day. They are not sealed anew, so a
--- key is needed until the last of them is forgotten: «keys reencrypt» counts them, and says so.
+-- Answers that are kept for idempotency keys are sealed as texts are, and live for a day. They are not sealed anew, so
+-- a key is needed until the last of them is forgotten: «keys reencrypt» counts them, and says so.
 create policy idempotency_keys_encryption on idempotency_keys
     for select
     to crafely_encryption
