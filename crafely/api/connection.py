@@ -22,6 +22,8 @@ log = logging.getLogger("crafely")
 
 Lifetime = Callable[[web.Application], AsyncIterator[None]]
 
+# Seconds for which a connection is left alone that is idle: its client may be about to send something.
+YOUNG = 1.0
 # Connections beyond the most that are still told so; further ones are cut without a word.
 TOLD = 100
 # Bytes a second that a client must take of what it has asked for.
@@ -88,9 +90,11 @@ class _Server(web.Server):
         beyond = len(self._connections) - self._max_connections
         if beyond <= 0:
             return
-        if idle := [one for one in self._connections if one.idle]:
-            # By the same rule that closes it after the keep-alive time; half a head is no request.
-            min(idle, key=_Connection.idle_until).force_close()
+        # Half a head is no request: who sends no more than that is idle.
+        idle = [one for one in self._connections if one.idle]
+        oldest = min(idle, key=_Connection.idle_since, default=None)
+        if oldest is not None and self._current_loop.time() - oldest.idle_since() > YOUNG:
+            oldest.force_close()
         elif beyond <= TOLD:
             handler.refused = True  # type: ignore[attr-defined]  # it is one of ours
         else:
@@ -154,9 +158,9 @@ class _Connection(web.RequestHandler):
         """Whether it waits for a request, or for the rest of its head."""
         return self._waiter is not None and not self._waiter.done() and not self.refused
 
-    def idle_until(self) -> float:
-        """When it will be closed if nothing comes."""
-        return self._next_keepalive_close_time
+    def idle_since(self) -> float:
+        """When it was made, or its last answer was sent."""
+        return self._next_keepalive_close_time - self._keepalive_timeout
 
     def data_received(self, data: bytes) -> None:
         """Takes what has arrived."""

@@ -177,7 +177,8 @@ async def test_who_reads_slowly_gets_all_of_it(monkeypatch: pytest.MonkeyPatch) 
             assert await asyncio.to_thread(slowly) > LARGE
 
 
-async def test_the_connection_that_is_idle_for_longest_makes_room() -> None:
+async def test_the_connection_that_is_idle_for_longest_makes_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "YOUNG", 0)
     async with limited(max_connections=3) as (_, client), AsyncExitStack() as stack:
         first, second, third = [await stack.enter_async_context(connected(client)) for _ in range(3)]
         # The oldest of them is not the one that has been idle for longest; what is half here is idle, too.
@@ -193,8 +194,18 @@ async def test_the_connection_that_is_idle_for_longest_makes_room() -> None:
             assert (await wire.reply()).status == 200
 
 
+async def test_who_has_just_come_is_given_time_to_say_what_he_wants() -> None:
+    async with limited(max_connections=1) as (_, client), connected(client) as first:
+        async with connected(client) as second:
+            await second.send(GET)
+            assert (await second.reply()).status == 503
+        await first.send(GET)
+        assert (await first.reply()).status == 200
+
+
 async def test_where_all_are_busy_the_next_is_told_to_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection, "TOLD", 1)
+    monkeypatch.setattr(connection, "YOUNG", 0)
     async with limited(max_connections=2) as (handlers, client), AsyncExitStack() as stack:
         first, second = [await stack.enter_async_context(connected(client)) for _ in range(2)]
         for number, wire in enumerate((first, second), 1):

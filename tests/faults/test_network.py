@@ -105,6 +105,8 @@ async def test_slow_loris_keeps_nobody_out(scene: Scene) -> None:
 
     async with clients(scene) as them:
         slow = [asyncio.create_task(drip()) for _ in range(2 * MOST)]
+        # For a second each of them might still be a client like any other.
+        await them.recovered()
         for _ in range(5):
             assert set((await them.statuses("agents", "new agent", "usage", "verify")).values()) == {200, 201}
             await asyncio.sleep(0.1)

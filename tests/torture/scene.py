@@ -17,8 +17,8 @@ WORKERS = 2
 class Scene:
     """Both, in a folder; the stack stops PostgreSQL, and whoever made the folder what else runs in it.
 
-    Takes how many users, each with a key of these permissions, settings of the server, how many workers, and what stands
-    between them and PostgreSQL (given its URL it gives another).
+    Takes how many users, each with a key of these permissions, settings of the server, how many workers, and what
+    stands between them and PostgreSQL (given its URL it gives another).
     """
 
     def __init__(
