@@ -47,9 +47,12 @@ def needed(*extras: str) -> dict[str, Distribution]:
 
 
 def test_whatever_is_needed_is_pinned_and_installed_as_it_is_pinned() -> None:
-    found = {name: one.version for name, one in needed("dev").items()}
-    assert len(found) > 60
     lines = pinned()
+    found = {name: one.version for name, one in needed("dev").items()}
+    if sys.version_info < (3, 11, 3):
+        # Before, somebody's backport of asyncio.timeout() is needed, which the Python that writes the file is without.
+        found.pop("async-timeout", None)
+    assert len(found) > 60
     assert {name: f"{version}, and constraints.txt has {lines.get(name)}" for name, version in found.items()} == {
         name: f"{version}, and constraints.txt has {version}" for name, version in found.items()
     }
