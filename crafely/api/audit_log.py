@@ -1,14 +1,16 @@
 """The audit trail: who changed what, through which request. Only read: the database writes it."""
 
 import re
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
 import msgspec
-from msgspec import Meta
+from msgspec import Meta, Raw
 
 from crafely.api.wire import Call, ListQuery, Page, Problem, Timestamp, found, in_utc, invalid, page, position
 from crafely.auth.permissions import ADMIN, allows
+from crafely.keyring import Keyring, UnreadableError, key_id
 from crafely.store import audit_log
 from crafely.store.audit_log import AuditChange, AuditEntry
 
@@ -19,6 +21,9 @@ _END = datetime.max.replace(tzinfo=UTC)
 # Ids are bigint; no row has the largest.
 _LAST_ID = 2**63 - 1
 _ID = re.compile("[0-9]{1,19}")
+
+_columns = msgspec.json.Decoder(dict[str, Raw])
+_text = msgspec.json.Decoder(str)
 
 
 class ListChanges(ListQuery, kw_only=True, frozen=True):
@@ -108,13 +113,30 @@ async def get(call: Call, id: str) -> AuditEntry:
     """Read a change.
 
     With the values before and after of the columns that changed, of an insert or a delete of all. Secrets are never
-    among them: they read `[secret]`.
+    among them: they read `[secret]`. Texts that are encrypted are so here, too; only whose row it is reads them.
     """
     everybodys = allows(call.caller.permissions, ADMIN)
     session = call.services.session(call, "crafely_admin" if everybodys else "crafely_app")
     user_id = None if everybodys else call.caller.user_id
     number = int(id) if _ID.fullmatch(id) else _LAST_ID
-    return found(await audit_log.get(session, id=min(number, _LAST_ID), user_id=user_id))
+    entry = found(await audit_log.get(session, id=min(number, _LAST_ID), user_id=user_id))
+    if entry.user_id != call.caller.user_id:
+        return entry
+    ring: Keyring = call.services.keyring
+    return msgspec.structs.replace(entry, old=_opened(ring, entry, entry.old), new=_opened(ring, entry, entry.new))
+
+
+def _opened(ring: Keyring, entry: AuditEntry, values: Raw | None) -> Raw | None:
+    """The values with the texts that are sealed. What no key opens, for it is not there any more, stays as it is."""
+    if values is None or entry.row_id is None:
+        return values
+    columns = _columns.decode(values)
+    for name, value in columns.items():
+        # All others stay as they are written, to the last digit.
+        if bytes(value).startswith(b'"') and key_id(text := _text.decode(value)) is not None:
+            with suppress(UnreadableError):
+                columns[name] = Raw(msgspec.json.encode(ring.open(text, entry.table_name, name, entry.row_id)))
+    return Raw(msgspec.json.encode(columns))
 
 
 def _number(id: str) -> int:

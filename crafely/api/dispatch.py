@@ -13,7 +13,7 @@ from crafely.api import problems, telemetry
 from crafely.api.answer import Answer
 from crafely.api.problems import Problem
 from crafely.api.router import Router
-from crafely.api.wire import Call
+from crafely.api.wire import Call, current_request
 
 REQUEST_ID = "X-Request-Id"
 # The route of a request that no line of the route table matches.
@@ -51,6 +51,7 @@ class Dispatch:
         given = headers.get(REQUEST_ID)
         request_id = given if given and _REQUEST_ID.fullmatch(given) else _new_id()
         call = Call(request, request_id, self._services)
+        current_request.set(request_id)
         deadlines = self._deadlines
         deadlines.running[call] = begin + deadlines.seconds
         if not deadlines.watching:

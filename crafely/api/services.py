@@ -20,7 +20,7 @@ from crafely.api.backups import Backups
 from crafely.api.monitor_metrics import Metrics
 from crafely.api.problems import Problem
 from crafely.api.recorder import recorder
-from crafely.api.wire import Call, Caller
+from crafely.api.wire import Call, Caller, current_request
 from crafely.auth import Authenticator, Denied, KeyCache, KeyRecord, Verifier
 from crafely.auth.clerk import Clerk
 from crafely.auth.hashing import Hasher
@@ -210,7 +210,8 @@ class Services:
             self._touched[api_key_id] = time()
 
     async def _rehash(self, record: KeyRecord, hashed_key: str) -> None:
-        session = self.database.session("crafely_app", Identity(record.user_id, record.id))
+        # Of several requests that wait for it, the first one.
+        session = self.database.session("crafely_app", Identity(record.user_id, record.id, current_request.get()))
         await api_keys.rehash(session, id=record.id, user_id=record.user_id, hashed_key=hashed_key)
 
     async def flush_touches(self) -> None:
@@ -242,7 +243,7 @@ class Services:
     async def check_keys(self) -> None:
         """Sees that the keys are the database's, and notes the one in use. Raises KeyringError with one line."""
         try:
-            await encryption_keys.check(self.database.session("crafely_admin"), self.keyring)
+            await encryption_keys.check(self.database.session("crafely_admin", HOUSEKEEPING), self.keyring)
         except psycopg.errors.UndefinedTable:
             # There is no schema, and so nothing sealed; /readyz says it.
             log.warning("the database has no table of encryption keys yet")

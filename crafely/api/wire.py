@@ -12,6 +12,7 @@ import inspect
 import re
 import typing
 from collections.abc import Awaitable, Callable, Sequence
+from contextvars import ContextVar
 from decimal import Decimal
 from functools import partial
 from typing import Any, NamedTuple, Protocol
@@ -60,6 +61,7 @@ __all__ = [
     "Services",
     "Timestamp",
     "bind",
+    "current_request",
     "decimal_within",
     "decode",
     "decode_cursor",
@@ -78,6 +80,8 @@ Handler = Callable[..., Awaitable[Any]]
 
 # A route's permission where any authenticated caller is welcome.
 AUTHENTICATED = ""
+# The id of the request that is being answered, for what is done in its task, or in one that it has begun.
+current_request: ContextVar[str] = ContextVar("current_request", default="")
 
 
 class Services(Protocol):

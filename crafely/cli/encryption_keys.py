@@ -18,7 +18,7 @@ from crafely import keyring
 from crafely.cli.tables import show
 from crafely.cli.target import Target, require_schema, target
 from crafely.config import Settings, load
-from crafely.db.session import Database, Session
+from crafely.db.session import Database, Identity, Session
 from crafely.keyring import OFF, Keyring, KeyringError, UnreadableError
 from crafely.store import agents, encryption_keys, threads
 from crafely.store.encryption_keys import EncryptionKey, SealedTexts
@@ -162,7 +162,7 @@ async def _reencrypt(settings: Settings, url: str) -> Report:
     )
     try:
         await database.open()
-        session = database.session(ROLE)
+        session = database.session(ROLE, Identity("", request_id="crafely keys reencrypt"))
         await check(session, ring)
         # What is in clear is what is to be sealed.
         ring.reads_clear = True

@@ -302,6 +302,18 @@ async def test_seals_made_among_writers_cover_each_row_once(trail: Trail, databa
     assert report.seals > 1
 
 
+async def test_a_long_transaction_is_sealed_in_parts(trail: Trail) -> None:
+    trail.superuser.execute(
+        "insert into audit_log (actor_role, table_name, row_id, action)"
+        " select 'x', 'agents', n, 'insert' from generate_series(1, 10050) n"
+    )
+    await trail.seal()
+    assert trail.rows("select row_count from audit_seals order by id") == [(10000,), (50,)]
+    assert (await trail.verify()).findings == []
+    trail.superuser.execute("update audit_log set row_id = '' where id in (10000, 10001)")
+    assert await trail.findings() == ["seal 1: row 10000 was altered", "seal 2: row 10001 was altered"]
+
+
 async def test_only_one_seals_and_nobody_waits(trail: Trail, database_url: str) -> None:
     trail.change("a")
     with psycopg.connect(database_url) as other:
@@ -332,7 +344,10 @@ async def test_months_that_are_no_longer_kept_are_dropped_and_the_chain_says_so(
             part, str(first), str(trail.value("select %s::timestamptz + interval '1 month'", first))
         )
     )
+    trail.change("a")
+    await trail.seal()
     trail.superuser.execute(MONTHS_AGO)
+    oldest = trail.value("select id from audit_log order by created_at, id limit 1")
     # What is not sealed is not dropped.
     assert await trail.drop(2) is None
     await trail.seal()
@@ -344,16 +359,16 @@ async def test_months_that_are_no_longer_kept_are_dropped_and_the_chain_says_so(
     assert dropped == [*ago, None]
     assert trail.value("select to_regclass(%s) is null", f"audit_log_y{month}")
     report = await trail.verify()
-    assert (report.rows, report.findings) == (6, [])
+    assert (report.rows, report.findings) == (12, [])
     # Rows that came back, other months, and the word that a month was dropped are looked at as before.
     trail.superuser.execute(
         "insert into audit_log (id, actor_role, table_name, row_id, action, created_at, transaction_id)"
-        " overriding system value select 1, 'postgres', 'agents', 1, 'insert', %s, transaction_id"
-        " from audit_log order by transaction_id limit 1",
-        [first],
+        " overriding system value select %s, 'postgres', 'agents', 1, 'insert', %s, transaction_id"
+        " from audit_log order by id desc limit 1",
+        [oldest, first],
     )
-    assert [text.partition(": ")[2] for text in await trail.findings()] == ["row 1 was inserted"]
-    trail.superuser.execute("delete from audit_log where id = 1")
+    assert [text.partition(": ")[2] for text in await trail.findings()] == [f"row {oldest} was inserted"]
+    trail.superuser.execute("delete from audit_log where id = %s", [oldest])
     last = trail.value("select max(id) from audit_seals")
     trail.superuser.execute("update audit_seals set month = month - 31 where id = %s", [last])
     assert f"seal {last} is not as it was made, after seal {last - 1}" in await trail.findings()
