@@ -175,7 +175,7 @@ async def test_packages_are_asked_once_a_minute_for_all_who_wait(clock: Clock) -
     packages.answers.set()
     assert await asyncio.gather(*waiting) == [{"key": 20, "user": 20}] * 5
     assert await policy(made, session()) == {"user": 20}
-    assert packages.asked == ["ann"]
+    assert (packages.asked, made._asking) == (["ann"], {})
 
     # The next minute's first request does not wait; those after it know.
     packages.limits["ann"] = 30
@@ -423,6 +423,27 @@ async def test_while_a_storage_is_away_a_worker_counts_alone(
     assert len(said) == 2
     assert "is away" in said[0]
     assert "is back" in said[1]
+    await made.close()
+
+
+async def test_one_request_tries_whether_a_storage_is_back(
+    clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = limits(rate_limit=100, rate_limit_storage=f"unix://{tmp_path}/none")
+    assert made._shared is not None
+    await made.admit(key())
+    tried: list[str] = []
+
+    async def silent(name: str, _: int) -> int:
+        tried.append(name)
+        await asyncio.Event().wait()
+        return 1
+
+    made._shared._again = 0
+    # A server that has come and says nothing.
+    monkeypatch.setattr(made._shared._storage, "incr", silent)
+    await asyncio.gather(*(made.admit(key()) for _ in range(10)))
+    assert len(tried) == 1
     await made.close()
 
 

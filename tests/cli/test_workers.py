@@ -104,6 +104,11 @@ def test_a_worker_that_ends_is_replaced_and_takes_nothing_along(
     assert not list(metrics.glob(f"crafely-metrics-*/gauge_live*_{victim}.db"))
 
 
+def test_workers_that_count_alone_say_so(three: Serving) -> None:
+    [line] = [line for line in three.err.splitlines() if "rate limits: each of 3 workers counts alone" in line]
+    assert json.loads(line)["level"] == "warning"
+
+
 def test_logs_are_json_lines(three: Serving) -> None:
     said = len(three.err)
     ask(three, times=10)
