@@ -109,6 +109,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     clerk_admins: tuple[str, ...] = ()
 
 
+_RATES = {name for name, kind in Settings.__annotations__.items() if "'off'" in str(kind)}
 _LISTS = {name for name, kind in Settings.__annotations__.items() if "tuple" in str(kind)}
 
 
@@ -132,6 +133,9 @@ def load(environ: Mapping[str, str] = os.environ, **overrides: Any) -> Settings:
         return msgspec.convert(values, Settings, strict=False, dec_hook=_decode)
     except msgspec.ValidationError as error:
         rule, _, path = str(error).partition(" - at `$.")
+        if path.rstrip("`") in _RATES:
+            # A number or a word: msgspec's own sentence would name neither.
+            rule = "expected requests a minute, a whole number from 1 to 1000000000, or off"
         raise SettingsError(f"{PREFIX}{path.rstrip('`').upper()}: {rule}") from None
 
 

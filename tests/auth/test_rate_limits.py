@@ -15,7 +15,7 @@ import pytest
 
 from crafely.auth import Caller, rate_limits
 from crafely.auth.rate_limits import Exceeded, RateLimits
-from crafely.config import Settings, SettingsError
+from crafely.config import Settings, SettingsError, load
 from tests.auth.table import Row
 
 # Any machine may have one of them; which one makes no difference.
@@ -279,6 +279,20 @@ async def test_names_are_bounded_and_the_first_ones_go(clock: Clock, monkeypatch
     with pytest.raises(Exceeded):
         await made.attempt("192.0.2.999")
     await made.attempt("192.0.2.0")
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "1.5", "abc", "1000000001"])
+@pytest.mark.parametrize("name", ["RATE_LIMIT", "RATE_LIMIT_USER", "RATE_LIMIT_FAILURES"])
+def test_a_limit_that_is_none_is_refused(name: str, value: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        load({f"CRAFELY_{name}": value})
+    rule = "expected requests a minute, a whole number from 1 to 1000000000, or off"
+    assert str(caught.value) == f"CRAFELY_{name}: {rule}"
+
+
+def test_a_limit_is_a_number_or_off() -> None:
+    settings = load({"CRAFELY_RATE_LIMIT": "600", "CRAFELY_RATE_LIMIT_USER": "off"})
+    assert (settings.rate_limit, settings.rate_limit_user, settings.rate_limit_failures) == (600, "off", 60)
 
 
 @pytest.mark.parametrize(
