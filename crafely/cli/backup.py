@@ -213,6 +213,8 @@ def _verify(arguments: argparse.Namespace) -> int:
     settings = load()
     path = folder.find(_place(settings, arguments), arguments.name)
     ring = _reading(settings)
+    # Before a server is started for it.
+    folder.read(path, ring)
     with spare() as server, scratch.database(server.url) as made:
         with _progress() as tell:
             restored = restore(made, path, ring=ring, finish=_FINISH, on_progress=tell)

@@ -95,37 +95,35 @@ def test_a_flipped_byte_is_found_by_verify(command: Command, place: Path) -> Non
     assert command.err == f"crafely: {file.parent.name}: agents.copy.gz.sealed is not as it was written\n"
 
 
-CHANGES = [
-    ("alter table agents disable trigger agents_audit", "trigger agents_audit on agents: is «"),
-    (
-        "update agents set instructions = 'crafely:1:first:' || repeat('A', 64) where id = 'agnt_1'",
-        "agents/instructions/agnt_1 is damaged, or was sealed in another place",
+CHANGES = {
+    "alter table threads disable trigger threads_audit": "trigger threads_audit on threads: is «",
+    "update agents set instructions = 'crafely:1:first:' || repeat('A', 64) where id = 'agnt_1'": (
+        "agents/instructions/agnt_1 is damaged, or was sealed in another place"
     ),
-    ("delete from audit_log where id = (select max(id) from audit_log)", "audit trail: seal 1: row "),
-    (
-        "insert into encryption_keys (id, check_value) values ('second', 'x')",
-        "texts of this database are sealed with the key second, which is not among them",
+    "delete from audit_log where row_id = 'agnt_2'": "audit trail: seal 1: row ",
+    "insert into encryption_keys (id, check_value) values ('second', 'x')": (
+        "texts of this database are sealed with the key second, which is not among them"
     ),
-]
+}
 
 
-@pytest.mark.parametrize(("change", "finding"), CHANGES)
-def test_verify_tells_what_is_not_good_in_it(
-    command: Command, monkeypatch: pytest.MonkeyPatch, change: str, finding: str
-) -> None:
+def test_verify_tells_what_is_not_good_in_it(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     assert command("create") == 0
     restore = vars(backup)["restore"]
 
     def changed(url: str, *words: object, **more: object) -> object:
         done = restore(url, *words, **more)
         with psycopg.connect(url) as connection:
-            connection.execute(change.encode())
+            for change in CHANGES:
+                connection.execute(change.encode())
         return done
 
     monkeypatch.setattr(backup, "restore", changed)
     assert command("verify", "--json") == 1
-    (found,) = json.loads(command.out)["findings"]
-    assert finding in found
+    findings = json.loads(command.out)["findings"]
+    assert len(findings) == len(CHANGES)
+    for finding in CHANGES.values():
+        assert any(finding in found for found in findings), findings
 
 
 def test_due_is_for_a_schedule(command: Command, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

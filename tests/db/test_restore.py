@@ -13,6 +13,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from crafely.db import embedded, migrate, snapshot
 from crafely.db.backup import folder, stream
+from crafely.db.backup import restore as restoring
 from crafely.db.backup.folder import Backup, BackupError
 from crafely.db.backup.restore import restore
 from crafely.db.drift import drift
@@ -214,6 +215,16 @@ def test_a_file_of_another_backup_is_refused(made: Backup, filled: str, empty_da
     replaced(path, "agents.copy.gz.sealed", (other.path / "agents.copy.gz.sealed").read_bytes(), RING)
     with pytest.raises(BackupError, match="is damaged, cut off, or another one"):
         restore(empty_database, path, ring=RING)
+    assert is_empty(empty_database)
+
+
+def test_what_the_database_makes_of_the_rows_is_read_back(
+    made: Backup, empty_database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Triggers that did not rest would write the trail a second time, and no file shows that."""
+    monkeypatch.setattr(restoring, "_rest", lambda _: ([], []))
+    with pytest.raises(BackupError, match=r"the table audit_log was given \d+ rows, and \d+ were backed up"):
+        restore(empty_database, made.path, ring=RING)
     assert is_empty(empty_database)
 
 

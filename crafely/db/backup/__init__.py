@@ -53,6 +53,14 @@ _SETTINGS = {
     "lock_timeout": f"{_LOCK_SECONDS}s",
 }
 
+# A server that is gone without a word is given up after a minute. (Seconds; the last, ms.)
+_PATIENCE = {
+    "keepalives_idle": 30,
+    "keepalives_interval": 10,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 60_000,
+}
+
 # Told what is being done, how much of it is done, and how much of it there is: rows or bytes, perhaps estimated.
 Progress = Callable[[str, int, int], None]
 
@@ -192,6 +200,7 @@ def connect(url: str, *, role: str | None = None) -> Iterator[psycopg.Connection
         settings |= {"role": role, "default_transaction_read_only": "on"}
     try:
         given = conninfo_to_dict(url)
+        patience: dict[str, Any] = {name: given.get(name) or value for name, value in _PATIENCE.items()}
         connection = psycopg.connect(
             secured(url),
             autocommit=True,
@@ -199,6 +208,7 @@ def connect(url: str, *, role: str | None = None) -> Iterator[psycopg.Connection
             application_name=given.get("application_name") or "crafely backup",
             connect_timeout=given.get("connect_timeout") or CONNECT_SECONDS,
             client_encoding="UTF8",
+            **patience,
             options=" ".join([str(given.get("options") or ""), *(f"-c {k}={v}" for k, v in settings.items())]),
         )
     except psycopg.Error as error:
