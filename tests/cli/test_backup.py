@@ -217,21 +217,12 @@ def test_one_that_is_told_to_stop_leaves_nothing(filled: str, place: Path, tmp_p
     assert names(place) == []
 
 
-def test_secrets_stand_in_no_line_of_it(filled: str, place: Path, tmp_path: Path) -> None:
-    url = f"{filled} password=hunter2"
-    done = crafely(
-        tmp_path,
-        "backup",
-        "create",
-        "--dir",
-        str(place),
-        CRAFELY_DATABASE_URL=url.replace("dbname=", "dbname=no_"),
-        CRAFELY_ENCRYPTION_KEYS=KEY,
-    )
-    assert done.returncode == 1
-    assert "cannot use the database" in done.stderr
-    assert "hunter2" not in done.stderr
-    assert KEY.partition(":")[2] not in done.stderr
+def test_secrets_stand_in_no_line_of_it(command: Command, filled: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CRAFELY_DATABASE_URL", filled.replace("dbname=", "dbname=no_") + " password=hunter2")
+    assert command("create") == 1
+    assert "cannot use the database" in command.err
+    assert "hunter2" not in command.err
+    assert KEY.partition(":")[2] not in command.err
 
 
 def test_the_embedded_database_is_destroyed_and_comes_back(copied: tuple[Path, str]) -> None:
