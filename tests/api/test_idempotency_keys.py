@@ -140,6 +140,24 @@ async def test_of_twenty_at_once_one_is_done_and_nobody_waits(api: Api, route: R
 
 
 @pytest.mark.parametrize("route", ONCE, ids=name)
+async def test_what_cannot_be_kept_is_not_done(api: Api, route: Route) -> None:
+    api.server.sql(
+        "create or replace function refuse() returns trigger language plpgsql as $$ begin"
+        " raise exception 'no' using errcode = '23514'; end $$"
+    )
+    api.server.sql(
+        "create or replace trigger refuse before insert on idempotency_keys for each row"
+        " when (new.key = 'refused') execute function refuse()"
+    )
+    sends = await request(api, route)
+    before = sends.done()
+    await sends("refused", expect=422)
+    if route.path == "/v1/usage":
+        await sends("refused", expect=422, json={"model": "one alone"})
+    assert sends.done() == before
+
+
+@pytest.mark.parametrize("route", ONCE, ids=name)
 async def test_a_key_stands_for_one_request(api: Api, route: Route) -> None:
     sends = await request(api, route)
     other = "/v1/agents" if route.path != "/v1/agents" else "/v1/threads"

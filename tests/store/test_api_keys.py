@@ -218,3 +218,30 @@ async def test_a_key_and_its_opening_usage_are_made_together_or_not_at_all(
     assert superuser.execute(
         "select u.tokens_total from usage u join api_keys k on k.id = u.api_key_id"
     ).fetchall() == [(0,)]
+
+
+async def test_a_key_is_rotated_as_it_was_seen_or_not_at_all(
+    alice: Session, bob: Session, key: ApiKey, superuser: psycopg.Connection
+) -> None:
+    async def rotate(session: Session, user_id: str, **seen: Any) -> ApiKey | None:
+        seen = {"permissions": key.permissions, "versions": [key.updated_at], "overlap_seconds": 60, **seen}
+        return await api_keys.rotate(
+            session, id=key.id, user_id=user_id, key_id="new", hashed_key="hash", prefix=None, **seen
+        )
+
+    for session, user_id in ((bob, "bob"), (bob, "alice")):
+        assert await rotate(session, user_id) is None
+    assert await rotate(alice, "alice", permissions=["agents:read", "agents:write"]) is None
+    assert await rotate(alice, "alice", versions=[END]) is None
+    for change in ("active = false", "expires_at = now()"):
+        with superuser.transaction():
+            superuser.execute(f"update api_keys set {change}".encode())  # noqa: S608 - of this test
+        assert await rotate(alice, "alice", versions=None) is None
+        superuser.execute("update api_keys set active = true, expires_at = null")
+    assert superuser.execute("select from api_keys").rowcount == 1
+
+    rotated = await rotate(alice, "alice", versions=None)
+    assert rotated is not None
+    assert (rotated.rotated_from, rotated.permissions) == (key.id, key.permissions)
+    with pytest.raises(psycopg.errors.UniqueViolation):
+        await rotate(alice, "alice", versions=None)
