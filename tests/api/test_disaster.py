@@ -1,21 +1,23 @@
 """Filled over HTTP, backed up, destroyed, restored: everything is there, and goes on."""
 
 import asyncio
-import json
+import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import psycopg
 import pytest
 
+from crafely.cli import commands
 from crafely.cli.audit import verify
 from crafely.db import embedded, migrate, scratch
+from crafely.db.backup import folder
+from crafely.db.backup.folder import Manifest
 from crafely.store import audit_log, usage
 from tests.api.conftest import Api, Client, Server, introduce, serving
 from tests.auth.conftest import Signer
-from tests.cli.conftest import crafely, environment
+from tests.cli.conftest import environment
 from tests.conftest import ENCRYPTION_KEY
 from tests.db.rows import ODD, everything
 from tests.db.statements import opened
@@ -37,19 +39,27 @@ def another(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield server.url
 
 
-def backup(place: Path, url: str, *arguments: str) -> Any:
-    """Runs a command, gives what it prints for programs."""
-    done = crafely(
-        place.parent,
-        "backup",
-        *arguments,
-        "--json",
-        CRAFELY_DATABASE_URL=url,
-        CRAFELY_ENCRYPTION_KEYS=ENCRYPTION_KEY,
-        CRAFELY_BACKUP_DIR=str(place),
-    )
-    assert done.returncode == 0, done
-    return json.loads(done.stdout)
+Backup = Callable[..., Awaitable[Manifest]]
+
+
+@pytest.fixture
+def backup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Backup:
+    """Runs a command on a database beside what the event loop does. Gives what the newest backup says of itself."""
+    place = tmp_path / "backups"
+    for name in [name for name in os.environ if name.startswith("CRAFELY_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("CRAFELY_ENCRYPTION_KEYS", ENCRYPTION_KEY)
+    monkeypatch.setenv("CRAFELY_BACKUP_DIR", str(place))
+
+    async def run(url: str, *arguments: str) -> Manifest:
+        monkeypatch.setenv("CRAFELY_DATABASE_URL", url)
+        assert await asyncio.to_thread(commands.run, ["backup", *arguments]) == 0
+        newest = folder.newest(place)
+        assert newest is not None
+        assert newest.manifest is not None
+        return newest.manifest
+
+    return run
 
 
 async def use_everything(api: Api) -> dict[str, str]:
@@ -102,9 +112,8 @@ async def seal(url: str) -> str:
 
 
 async def test_everything_comes_back_and_goes_on(
-    server: embedded.Server, signer: Signer, another: str, tmp_path: Path
+    server: embedded.Server, signer: Signer, another: str, backup: Backup
 ) -> None:
-    place = tmp_path / "backups"
     with scratch.database(server.url) as url:
         migrate.up(url)
         async with serving(url, signer) as first:
@@ -112,11 +121,10 @@ async def test_everything_comes_back_and_goes_on(
             answers = await use_everything(api)
         head = await seal(url)
         wanted = everything(url)
-        made = await asyncio.to_thread(backup, place, url, "create")
-        assert made["audit_head"] == head
+        made = await backup(url, "create")
+        assert made.audit_head == head
     # The database is gone. So would be its server.
-    restored = await asyncio.to_thread(backup, place, server.url, "restore", "--into", another)
-    assert restored["rows"] == made["rows"]
+    await backup(server.url, "restore", "--into", another)
 
     found = everything(another)
     empty = {name for name, rows in wanted.items() if not rows and "_y2" not in name and not name.endswith("_default")}
@@ -160,19 +168,18 @@ async def go_on(server: Server, alice: Client) -> None:
 
 
 async def test_a_backup_under_load_is_of_one_moment(
-    database_url: str, empty_database: str, signer: Signer, tmp_path: Path
+    database_url: str, empty_database: str, signer: Signer, backup: Backup
 ) -> None:
-    place = tmp_path / "backups"
     async with serving(database_url, signer, rate_limit_user="off") as server:
         callers = [await server.caller(f"user_{n}", "*") for n in range(4)]
         address = f"http://{server.address[0]}:{server.address[1]}"
-        async with Load(address, [caller.token for caller in callers], clients=8) as load:
+        async with Load(address, [caller.token for caller in callers], clients=4) as load:
             await load.more(200, SECONDS)
             before = load.acknowledged
-            made = await asyncio.to_thread(backup, place, database_url, "create")
+            made = await backup(database_url, "create")
             await load.more(50, SECONDS)
         after = len(load.told)
-    await asyncio.to_thread(backup, place, database_url, "restore", "--into", empty_database)
+    await backup(database_url, "restore", "--into", empty_database)
     async with opened(empty_database, roles=["crafely_backup"]) as database:
         session = database.session("crafely_backup")
         assert await usage.reconcile(session, from_day=None, to_day=None, user_id=None, take=10) == []
@@ -183,4 +190,4 @@ async def test_a_backup_under_load_is_of_one_moment(
     assert row is not None
     # What was acknowledged before it began is in it; what came after it is not.
     assert before <= row[1] <= row[0] < after
-    assert made["rows"] > row[0]
+    assert made.rows > row[0]

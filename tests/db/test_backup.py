@@ -263,6 +263,8 @@ def test_the_oldest_go_and_what_is_damaged_stays(made: Backup, tmp_path: Path) -
     assert names(tmp_path) == {stamps[0], *stamps[3:], "notes.txt", "20260101"}
     assert [one.state for one in folder.every(tmp_path)] == ["damaged", "complete", "complete"]
     assert folder.find(tmp_path, None).name == stamps[4]
+    (tmp_path / stamps[4] / "usage.copy.gz.sealed").unlink()
+    assert folder.find(tmp_path, None).name == stamps[3]
     assert folder.find(tmp_path, stamps[3]).name == stamps[3]
     assert folder.find(None, str(tmp_path / stamps[3])).name == stamps[3]
     for wrong in ("20260101T000000-009Z", "../x", "notes.txt", ""):
