@@ -134,6 +134,11 @@ def test_the_columns_of_a_row() -> None:
     assert opened == Row(id="agnt_1", name="crafely", instructions="Review.")
     with pytest.raises(UnreadableError):
         ring(K1).open_columns("threads", row, ("instructions",))
+    # An empty text is one like any other: where all is sealed, it was put there by somebody else.
+    reading = ring(K1)
+    reading.reads_clear = False
+    with pytest.raises(UnreadableError):
+        reading.open_columns("agents", msgspec.structs.replace(row, context=""), ("instructions", "context"))
 
 
 # Streams.
@@ -160,6 +165,9 @@ def test_a_stream_comes_back_however_it_is_cut(size: int, keys: tuple[str, ...])
     for step in (17 if size < CHUNK else 4099, CHUNK, CHUNK + TAG, 10**6):
         stream = sealed_stream(data, step=step, keys=ring(*keys))
         assert opened_stream(stream, step=step + 1, keys=ring(*keys)) == data
+        if keys != ("off",):
+            # No chunk is empty but the only one.
+            assert len(stream) == len(b"crafely:1:k1\n") + SALT + size + TAG * max(1, -(-size // CHUNK))
         assert (data[:64] in stream) == (keys == ("off",) or not size) or size < 8
 
 
