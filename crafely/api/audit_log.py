@@ -105,6 +105,7 @@ async def list_(call: Call, query: ListChanges) -> Page[AuditChange]:
     elif user_id is not None:
         rows = await audit_log.list_for_user(session, **wanted)
     else:
+        del wanted["user_id"]
         rows = await audit_log.list_for_actor(session, **wanted)
     return page(rows, query)
 

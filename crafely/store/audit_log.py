@@ -166,7 +166,6 @@ async def list_for_request(
 async def list_for_actor(
     db: Executor,
     *,
-    user_id: str | None,
     table_name: str | None,
     row_id: str | None,
     action: str | None,

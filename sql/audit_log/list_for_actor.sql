@@ -1,5 +1,5 @@
 -- sql/audit_log/list_for_actor.sql
--- What one user changed, newest first, from a position on, since a time; of anybody's rows, or of one user's.
+-- What one user changed, newest first, from a position on, since a time.
 -- Of the other conditions null ones are none.
 -- returns: many AuditChange
 -- role: crafely_admin
@@ -22,7 +22,6 @@ where actor_user_id = :actor_user_id
     -- Says nothing that the next line does not, but months are left out by it.
     and created_at <= :before
     and (created_at, audit_log.id) < (:before, :before_id::bigint)
-    and (:user_id::text is null or user_id = :user_id)
     and (:table_name::text is null or table_name = :table_name)
     and (:row_id::text is null or row_id = :row_id)
     and (:action::text is null or action = :action)

@@ -256,3 +256,12 @@ async def test_an_encrypted_text_is_read_by_its_owner_alone(api: Api) -> None:
     assert seen["old"]["instructions"].startswith("crafely:1:")
     clear = "select count(*) from audit_log where row_id = %s and (new || coalesce(old, '{}'))::text like %s"
     assert api.server.sql(clear, agent, f"%{before}%") == [(0,)]
+
+
+async def test_a_change_that_nobody_signed_is_of_no_actor(api: Api) -> None:
+    agent = await an_agent(api.alice, "signed")
+    api.server.sql("update agents set name = 'by hand' where id = %s", agent)
+    by_hand, signed = await found(api.alice)
+    assert (by_hand["actorUserId"], by_hand["requestId"], by_hand["actorRole"]) == (None, None, "postgres")
+    assert await found(api.alice, actorUserId=api.alice.user) == [signed]
+    assert await found(api.admin, userId=api.alice.user, actorUserId=api.alice.user) == [signed]
