@@ -38,7 +38,7 @@ async def running(services: Services) -> AsyncIterator[None]:
     tasks = [asyncio.create_task(_repeat(job, seconds), name=job.__name__) for job, seconds in jobs]
     # It takes a connection more: who only starts and stops need not wait for it.
     tasks.append(asyncio.create_task(_repeat(services.observe_database, DESK, after=DESK), name="observe_database"))
-    tasks.append(asyncio.create_task(_repeat(services.backups.make_due, BACKUPS, after=DESK), name="make_due"))
+    tasks.append(asyncio.create_task(_repeat(services.backups.make_due, BACKUPS, after=BACKUPS), name="make_due"))
     try:
         yield
     finally:

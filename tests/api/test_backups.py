@@ -64,7 +64,7 @@ async def test_it_is_made_when_it_is_due_and_by_one(settings: Settings, place: P
 async def test_who_serves_makes_it(
     settings: Settings, place: Path, database_url: str, signer: Signer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(housekeeping, "DESK", 0.05)
+    monkeypatch.setattr(housekeeping, "BACKUPS", 0.05)
     async with serving(database_url, signer, backup_dir=place):
         await becomes(lambda: states(place), lambda found: found == ["complete"])
 
