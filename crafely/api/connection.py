@@ -243,7 +243,7 @@ def _unread(transport: asyncio.Transport) -> int:
     sock = transport.get_extra_info("socket")
     try:
         (kept,) = struct.unpack("i", fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4)))
-    except OSError:
-        # It is closed, or the system has another name for it.
+    except (OSError, ValueError):
+        # It is closed (and has no number any more), or the system has another name for it.
         kept = 0
     return transport.get_write_buffer_size() + int(kept)
