@@ -143,10 +143,14 @@ async def world(module_database: str) -> AsyncIterator[World]:
         serving(module_database, Signer("ins_a")) as server,
         aiohttp.ClientSession("http://{}:{}".format(*server.address), auto_decompress=False) as http,
     ):
+        failures: list[dict[str, Any]] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: failures.append(context))
         world = await settle(server, http)
         before = state(server)
         yield world
         assert state(server) == before
+        # What fails in no request at all: a timer, a task that nobody waits for.
+        assert failures == []
 
 
 def state(server: Server) -> dict[str, str]:

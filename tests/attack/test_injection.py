@@ -158,6 +158,7 @@ async def test_the_server_ran_no_statement_but_its_own(world: World) -> None:
             "commit",
             "listen",
             "rollback",
+            "deallocate",
             "reset",
         }, text
     assert len(plumbing) < 12, plumbing
