@@ -33,6 +33,7 @@ _RULES = (
     "expected no time before startDate",
     "expected the id of .*",
     "expected no apiKeyId: .*",
+    "required with rowId",
     "required, since no API key sends this record",
     "expected each permission once",
     "expected a decimal number of at least 0",
@@ -79,6 +80,8 @@ def filter_failure(context: "HookContext", failure: "Failure", case: "Case[Any]"
         return not response.json().get("invalid")
     if failure.code != REJECTED or response.status_code != 422:
         return True
+    if response.json()["code"] == "idempotency_key_reused":
+        return False
     errors: list[dict[str, Any]] = response.json()["errors"]
     return not errors or not all(RULES.fullmatch(error["detail"]) for error in errors)
 
