@@ -52,6 +52,7 @@ BODIES: dict[str, tuple[bytes, dict[str, str], int]] = {
     "objects, 100,000 levels": (nested(b'{"a":', b"}"), {}, 422),
     "arrays in tools": (AGENT % nested(b"[", b"]"), {}, 422),
     "objects in tools": (AGENT % (b"[" + nested(b'{"a":', b"}") + b"]"), {}, 422),
+    "33 levels in tools": (AGENT % nested(b"[", b"]", 33), {}, 422),
     "arrays that do not end": (b"[" * 500_000, {}, 422),
     "objects that do not end": (b'{"a":' * 100_000, {}, 422),
     "tools of 64 KiB and one": (AGENT % (b'["' + b"x" * 65_536 + b'"]'), {}, 422),

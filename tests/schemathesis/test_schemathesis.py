@@ -27,7 +27,7 @@ REQUESTS = int(os.environ.get("SCHEMATHESIS_REQUESTS", "0"))
 # With the other tests: what is the same each time, but for the links that are followed.
 SMALL = ["--phases", "coverage,stateful", "--max-examples", "4", "--seed", "5", "--generation-deterministic"]
 # Operations that have few different requests make fewer than they may.
-LARGE = ["--max-examples", str(REQUESTS // 25), "--no-shrink"]
+LARGE = ["--max-examples", str(REQUESTS // 42), "--no-shrink"]
 LEAST = REQUESTS or 1000
 # Much longer than it takes: for a machine on which others work.
 SECONDS = 3600 if REQUESTS else 300
