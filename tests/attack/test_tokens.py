@@ -15,6 +15,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from crafely.api import ROUTES
 from crafely.auth import keys
+from tests.api.conftest import serving
+from tests.attack import report
 from tests.attack.conftest import World
 from tests.auth.conftest import ISSUER, PARTY, Signer, b64
 
@@ -272,3 +274,21 @@ async def test_credentials_in_other_places_are_none(world: World) -> None:
     }
     me = await world.strike("credentials elsewhere", "GET", "/v1/me", by=world.mallory, headers=claimed, expect=[200])
     assert me["userId"] == "mallory"
+
+
+async def test_guessing_ends_whatever_a_client_says_of_its_address(world: World) -> None:
+    """Sixty tries are five here. Who holds a key that is known to be good is let in from the same address."""
+    async with serving(world.server.url, world.server.signer, rate_limit_failures=5) as server:
+        good = server.with_token(world.mallory.token)
+        await good.get("/v1/me")
+        answers = []
+        for number in range(20):
+            claimed = f"192.0.2.{number}"
+            headers = dict.fromkeys(("X-Forwarded-For", "X-Real-IP", "True-Client-IP", "CF-Connecting-IP"), claimed)
+            headers["Forwarded"] = f"for={claimed}"
+            token = keys.generate("test").token
+            expect = 401 if number < 5 else 429
+            answers.append(await server.with_token(token).get("/v1/me", headers=headers, expect=expect))
+            report.tried("guessing keys", expect)
+        assert "Retry-After" in answers[-1].headers
+        await good.get("/v1/me")
