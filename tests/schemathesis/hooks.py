@@ -73,7 +73,7 @@ def filter_case(context: "HookContext", case: "Case[Any]") -> bool:
 def before_call(context: "HookContext", case: "Case[Any]", kwargs: dict[str, Any]) -> None:
     """Has more requests come through to what they are about; what is dropped here, other tests send.
 
-    schemathesis takes 0 for a text where a header has a pattern, and one Idempotency-Key for all requests; and it cannot
+    schemathesis takes 0 for a text where a header has a pattern, and one Idempotency-Key for all; and it cannot
     know which parameters exclude each other.
     """
     for name in ("If-Match", "If-None-Match"):
