@@ -24,7 +24,7 @@ def owned_database(server: embedded.Server, empty_database: str) -> Iterator[tup
     with psycopg.connect(server.url, autocommit=True) as connection:
         # The roles of other tests' databases were made by the superuser: the owner needs the right to grant them.
         connection.execute("create role crafely_owner login createrole")
-        for role in ("app", "auth", "meter", "admin", "monitor", "backup"):
+        for role in ("app", "auth", "meter", "admin", "monitor", "backup", "encryption"):
             connection.execute(
                 f"do $$ begin create role crafely_{role}; exception when duplicate_object then null; end $$".encode()
             )

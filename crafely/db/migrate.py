@@ -57,6 +57,10 @@ _TABLE = "_yoyo_migration"
 # The second setting ends the statement of a runner that has died; without it the statement would run on unseen.
 _RUNNER = "-c lock_timeout=5s -c client_connection_check_interval=1s"
 _READER = "-c default_transaction_read_only=on"
+# The login of a server may be allowed nothing but to take on its roles: one that may read the history will do.
+_AS_READER = """select set_config('role', rolname, false) from pg_roles, to_regclass('_yoyo_migration') history
+    where pg_has_role(oid, 'member') and has_table_privilege(oid, history, 'select')
+        and not has_table_privilege(history, 'select') limit 1"""
 
 Progress = Callable[[str], None]
 
@@ -106,6 +110,7 @@ def status(url: str, folder: Path | None = None) -> list[Migration]:
     """
     scripts = _load(folder)
     with reading(url) as connection:
+        connection.execute(_AS_READER)
         return _history(connection, scripts)
 
 

@@ -11,8 +11,8 @@ where created_at < :older_than
             from idempotency_keys
             where created_at < :older_than
             order by created_at
-            offset :take - 1
             limit 1
+            offset :take - 1
         ),
         :older_than
     );

@@ -15,6 +15,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from crafely.cli.target import Target
 from tests.cli.conftest import PROGRAM, Refused, Serving, crafely, processes, shell
 
+ROOT = Path(__file__).parents[2]
 SECRET = "hunter2"  # never to be printed
 NO_URL = "CRAFELY_DATABASE_URL: expected a URL such as postgresql://user@host/name"
 
@@ -52,6 +53,27 @@ def test_the_psql_line_of_another_database_shows_no_password() -> None:
 def test_the_key_and_the_curl_line_work_when_pasted(served: Serving) -> None:
     done = shell(served.folder, served.line(r"^  (KEY=crf_live_.*)$"), served.line(r"^  Try       (.*)$"))
     assert '"userId":"admin"' in done.stdout, done
+
+
+def test_the_login_that_readme_has_a_dba_make_serves_and_makes_keys(
+    folder: Path, superuser: psycopg.Connection, database_url: str
+) -> None:
+    readme = (ROOT / "README.md").read_text()
+    (statements,) = re.findall(r"\n(create role crafely_server [^`]*)```", readme)
+    superuser.execute(statements.replace("'…'", f"'{SECRET}'").encode())
+    try:
+        parts = {**conninfo_to_dict(database_url), "user": "crafely_server", "password": SECRET}
+        url = make_conninfo(**parts)  # type: ignore[arg-type]  # each part is a text
+        made = crafely(folder, "keys", "create", "--admin", CRAFELY_DATABASE_URL=url)
+        assert made.returncode == 0, made.stderr
+        serving = Serving(folder, CRAFELY_DATABASE_URL=url).ready()
+        try:
+            assert serving.get("/v1/me", made.stdout.strip())[1]["userId"] == "admin"
+            assert serving.get("/v1/monitor/activity", made.stdout.strip())[0] == 200
+        finally:
+            serving.stop()
+    finally:
+        superuser.execute("drop role crafely_server")
 
 
 def test_the_line_for_another_key_works_when_pasted(served: Serving) -> None:
