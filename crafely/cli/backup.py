@@ -17,7 +17,7 @@ from rich.table import Table
 
 from crafely import keyring
 from crafely.cli import audit
-from crafely.cli.encryption_keys import FILE, SEALED, with_keys
+from crafely.cli.encryption_keys import FILE, sealed, with_keys
 from crafely.cli.spare import spare
 from crafely.cli.tables import show
 from crafely.cli.target import Target, database_url, require_schema, target
@@ -257,14 +257,14 @@ async def _read_through(url: str, ring: Keyring, head: str | None) -> list[str]:
 
 
 async def _unreadable(session: Session, ring: Keyring) -> AsyncIterator[str]:
-    for store, table, columns in SEALED:
+    for kind in sealed():
         after = ""
         # No key has this name: every row comes.
-        while rows := await store.list_to_reencrypt(session, key_id="", after=after, take=BATCH):
+        while rows := await kind.list_to_reencrypt(session, key_id="", after=after, take=BATCH):
             after = rows[-1].id
             for row in rows:
                 try:
-                    ring.open_columns(table, row, columns)
+                    ring.open_columns(kind.table, row, kind.columns)
                 except UnreadableError as error:
                     yield str(error)
 

@@ -4,8 +4,8 @@ import argparse
 import asyncio
 import sys
 from collections import Counter
-from collections.abc import Sequence
-from types import ModuleType
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
 
 import msgspec
 import psycopg
@@ -34,11 +34,23 @@ ROUNDS = 5
 ROLE = "crafely_encryption"
 # Sealed, too, but so short-lived that it is left to housekeeping.
 KEPT = "idempotency_keys"
-# The tables, and their columns that are sealed.
-SEALED: Sequence[tuple[ModuleType, str, tuple[str, ...]]] = (
-    (agents, "agents", ("instructions", "context")),
-    (threads, "threads", ("instructions",)),
-)
+
+
+class Sealed(msgspec.Struct, frozen=True):
+    """A table with texts that are sealed: its name, those columns, and its two statements for all users' rows."""
+
+    table: str
+    columns: tuple[str, ...]
+    list_to_reencrypt: Callable[..., Awaitable[Sequence[Any]]]
+    reencrypt: Callable[..., Awaitable[int]]
+
+
+def sealed() -> tuple[Sealed, ...]:
+    """The tables."""
+    return (
+        Sealed("agents", ("instructions", "context"), agents.list_to_reencrypt, agents.reencrypt),
+        Sealed("threads", ("instructions",), threads.list_to_reencrypt, threads.reencrypt),
+    )
 
 
 def with_keys(settings: Settings, found: Target) -> Settings:
@@ -197,10 +209,11 @@ async def _round(session: Session, ring: Keyring, key_id: str) -> tuple[int, set
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     hidden = not counts or not sys.stderr.isatty()
     with Progress(*columns, console=Console(stderr=True), transient=True, disable=hidden) as progress:
-        for store, table, names in SEALED:
+        for kind in sealed():
+            table, names = kind.table, kind.columns
             task = progress.add_task(table, total=counts[table])
             after = ""
-            while rows := await store.list_to_reencrypt(session, key_id=key_id, after=after, take=BATCH):
+            while rows := await kind.list_to_reencrypt(session, key_id=key_id, after=after, take=BATCH):
                 after = rows[-1].id
                 anew = []
                 for row in rows:
@@ -211,8 +224,8 @@ async def _round(session: Session, ring: Keyring, key_id: str) -> tuple[int, set
                         unreadable.add(str(error))
                         continue
                     stored = {name: getattr(row, name) for name in names}
-                    sealed = ring.seal_columns(table, row.id, {name: getattr(opened, name) for name in names})
-                    anew.append({"id": row.id, **{f"old_{name}": stored[name] for name in names}, **sealed})
+                    new = ring.seal_columns(table, row.id, {name: getattr(opened, name) for name in names})
+                    anew.append({"id": row.id, **{f"old_{name}": stored[name] for name in names}, **new})
                 if anew:
-                    done += await store.reencrypt(session, records=msgspec.Raw(msgspec.json.encode(anew)))
+                    done += await kind.reencrypt(session, records=msgspec.Raw(msgspec.json.encode(anew)))
     return done, unreadable

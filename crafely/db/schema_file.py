@@ -77,7 +77,7 @@ class _Schema:
         return ordered
 
     def functions(self) -> Iterator[str]:
-        """Schemas, types and sequences, and the functions that tables lean on."""
+        """Schemas, types and sequences, and the functions that tables may lean on."""
         for one in self._kinds["schema"]:
             if one.name != "public":
                 yield f"create schema {one.name};"
@@ -86,13 +86,23 @@ class _Schema:
         for one in self._kinds["sequence"]:
             yield _fold(f"create sequence {one.name} {one.definition};")
         for one in self._kinds["function"]:
-            text = _lower(one.definition).replace("create or replace function public.", "create function ", 1)
-            head, body, rest = _split_body(text)
-            clauses = [line.strip() for line in head.splitlines()]
-            lines = ["\n".join(_fold(line, "    ") for line in _indented(clauses)) + body + rest.strip() + ";"]
-            if one.name not in {granted.parent.removeprefix("function ") for granted in self._public()}:
-                lines.append(f"revoke all on function {one.name} from public;")
-            yield "\n\n".join([*lines, *self._grants(f"function {one.name}"), *self._comments(one)])
+            if not self._knows_rows(one):
+                yield self._function(one)
+
+    def _knows_rows(self, function: Object) -> bool:
+        """Whether it takes, gives or declares rows of a table, which must then be there first."""
+        head, body, _ = _split_body(function.definition)
+        types = re.findall(r"\w+", head + body.partition("begin")[0] if "declare" in body else head)
+        return any(one.name in types for one in self._kinds["table"])
+
+    def _function(self, one: Object) -> str:
+        text = _lower(one.definition).replace("create or replace function public.", "create function ", 1)
+        head, body, rest = _split_body(text)
+        clauses = [line.strip() for line in head.splitlines()]
+        lines = ["\n".join(_fold(line, "    ") for line in _indented(clauses)) + body + rest.strip() + ";"]
+        if one.name not in {granted.parent.removeprefix("function ") for granted in self._public()}:
+            lines.append(f"revoke all on function {one.name} from public;")
+        return "\n\n".join([*lines, *self._grants(f"function {one.name}"), *self._comments(one)])
 
     def _public(self) -> list[Object]:
         return [one for one in self._kinds["grant"] if one.name == "public"]
@@ -125,7 +135,10 @@ class _Schema:
         return "\n\n".join([*parts, *self._grants(name)])
 
     def rest(self) -> Iterator[str]:
-        """Views and their like, and what may be done in the schema itself."""
+        """Functions of rows, views and their like, and what may be done in the schema itself."""
+        for one in self._kinds["function"]:
+            if self._knows_rows(one):
+                yield self._function(one)
         for kind in ("view", "materialized view"):
             for one in self._kinds[kind]:
                 yield f"create {kind} {one.name} as\n{_lower(one.definition).rstrip(';')};"

@@ -108,7 +108,10 @@ def test_what_a_machine_can_know_is_written_into_headers(copy: Path, checked: Pa
     assert (done.returncode, done.stdout) == (0, "")
     assert "sql/threads/get.sql: header written" in done.stderr
     for path, text in before.items():
-        assert set(re.findall(r"\w+", path.read_text())) == set(re.findall(r"\w+", text)), path
+        written, wanted = (set(re.findall(r"\w+", part)) for part in (path.read_text(), text))
+        # One way into each table is written; a second one is its author's.
+        seconds = {"api_keys_user_id_rotated_from_idx", "audit_seals_kind_id_idx"}
+        assert wanted - seconds <= written <= wanted, path
         assert path.read_text().partition("\n-- uses")[0] == text.partition("\n-- uses")[0]
 
 

@@ -85,7 +85,7 @@ def test_for_programs_it_is_json(explain: Command) -> None:
 
 def test_analyze_counts_and_leaves_nothing_behind(explain: Command, superuser: psycopg.Connection) -> None:
     # What may be null and is not given is null.
-    values = params("name=n", "instructions=i", "tools", "user_id=alice")
+    values = params("id=a", "name=n", "instructions=i", "tools", "user_id=alice")
     assert explain("agents/create", *values, "--analyze") == 0
     assert "1 row in " in explain.out
     assert "Buffers: " in explain.out
@@ -195,7 +195,7 @@ def test_a_statement_that_the_database_refuses(explain: Command, superuser: psyc
     superuser.execute("revoke select on threads from crafely_app")
     assert explain(NAME) == 1
     assert explain.err == f"crafely: {NAME}: permission denied for table threads\n"
-    values = params("name=n", "storage_id", "instructions", "model", "agent_id=none", "user_id=alice")
+    values = params("id=t", "name=n", "storage_id", "instructions", "model", "agent_id=none", "user_id=alice")
     superuser.execute("grant select on threads to crafely_app")
     superuser.execute("alter table threads add constraint never check (name <> 'n')")
     superuser.execute("insert into agents (id, name, instructions, user_id) values ('none', 'n', 'i', 'alice')")

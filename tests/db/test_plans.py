@@ -41,7 +41,7 @@ def test_null_is_a_value(superuser: psycopg.Connection) -> None:
 
 def test_analyzing_a_write_leaves_nothing(superuser: psycopg.Connection) -> None:
     create = query.statements["agents/create"]
-    values = {"name": "a", "instructions": "b", "tools": "[]", "context": None, "user_id": "alice"}
+    values = {"id": "agnt_a", "name": "a", "instructions": "b", "tools": "[]", "context": None, "user_id": "alice"}
     before = state(superuser)
 
     plan = plans.explain(
