@@ -159,8 +159,11 @@ async def test_of_many_who_saw_the_same_one_changes_it(api: Api) -> None:
     async def change(number: int) -> int:
         headers = {"If-Match": made.headers["ETag"], "Authorization": f"Bearer {client.token}"}
         url = f"http://{api.server.address[0]}:{api.server.address[1]}{address}"
-        async with client._http.patch(url, json={"name": f"of {number}"}, headers=headers) as answer:
-            return answer.status
+        while True:
+            async with client._http.patch(url, json={"name": f"of {number}"}, headers=headers) as answer:
+                # Twenty share a few connections: on a busy machine one may be told to come back.
+                if answer.status != 503:
+                    return answer.status
 
     statuses = await asyncio.gather(*map(change, range(20)))
     assert sorted(statuses) == [200] + [412] * 19
