@@ -154,7 +154,7 @@ async def create(call: Call, body: NewApiKey) -> CreatedApiKey:
     takes the permission usage:write, too.
     """
     _check_permissions(call, body.permissions)
-    _check_expiry(body.expires_at)
+    expires_at = _check_expiry(body.expires_at)
     _check_usage(call, body.usage)
     new = keys.generate(call.services.settings.key_environment)
     hashed_key = await call.services.hasher.hash(new.secret)
@@ -168,7 +168,7 @@ async def create(call: Call, body: NewApiKey) -> CreatedApiKey:
             name=body.name,
             prefix=new.prefix,
             permissions=body.permissions,
-            expires_at=body.expires_at,
+            expires_at=expires_at,
             rate_limit=body.rate_limit,
         )
         if body.usage is not None:
@@ -368,6 +368,9 @@ def _check_good(key: ApiKey) -> None:
         raise Problem("conflict", "The key has expired.")
 
 
-def _check_expiry(expires_at: datetime | None) -> None:
-    if expires_at is not None and in_utc(expires_at, pointer="/expiresAt") <= datetime.now(UTC):
+def _check_expiry(expires_at: datetime | None) -> datetime | None:
+    """Give it in UTC."""
+    moment = in_utc(expires_at, pointer="/expiresAt") if expires_at is not None else None
+    if moment is not None and moment <= datetime.now(UTC):
         raise invalid("expected a time in the future; to end a key now, revoke it", pointer="/expiresAt")
+    return moment

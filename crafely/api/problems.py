@@ -275,6 +275,7 @@ _STATES: dict[str, tuple[str, str | None]] = {
     "22003": ("invalid", "a number does not fit its column"),
     "22007": ("invalid", "expected an RFC 3339 time"),
     "22008": ("invalid", "a time is out of range"),
+    "22009": ("invalid", "the offset of a time is out of range"),
     "22021": ("invalid", _NUL),
     "22P02": ("invalid", "a value does not have the form of its type"),
     "22P05": ("invalid", _NUL),

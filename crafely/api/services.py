@@ -334,7 +334,8 @@ def changes(body: msgspec.Struct, stored: Mapping[str, Any] = MappingProxyType({
         for name in body.__struct_fields__
         if (value := stored.get(name, getattr(body, name))) is not msgspec.UNSET
     }
-    return msgspec.Raw(_encode(sent))
+    # PostgreSQL knows no offset of sixteen hours or more, which RFC 3339 allows.
+    return msgspec.Raw(_encode({n: v.astimezone(UTC) if isinstance(v, datetime) else v for n, v in sent.items()}))
 
 
 _encode = msgspec.json.Encoder(decimal_format="string").encode

@@ -106,7 +106,8 @@ def columns(record: UsageRecord, *, user_id: str, api_key_id: str | None, pointe
         record.cost,
         record.currency,
         free_json(record.metadata, f"{pointer}/metadata", kind=dict, max_bytes=MAX_METADATA),
-        record.created_at,
+        # PostgreSQL knows no offset of sixteen hours or more, which RFC 3339 allows.
+        record.created_at.astimezone(UTC) if record.created_at is not None else None,
     )
 
 

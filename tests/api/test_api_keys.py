@@ -1,6 +1,6 @@
 """``/v1/api-keys``, end to end."""
 
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
 import pytest
@@ -176,3 +176,18 @@ async def test_a_key_with_an_end_ends(api: Api) -> None:
     changed = await api.alice.patch(f"/v1/api-keys/{own}", {"expiresAt": "2999-01-01T02:00:00+02:00"})
     assert changed["expiresAt"] == "2999-01-01T00:00:00Z"
     assert (await api.alice.patch(f"/v1/api-keys/{own}", {"expiresAt": None}))["expiresAt"] is None
+
+
+@pytest.mark.parametrize("offset", [-23, -16, 16, 19, 23])
+async def test_an_offset_of_any_hours_is_a_time(api: Api, offset: int) -> None:
+    """PostgreSQL itself takes fifteen at most: wherever a time is sent, it is the same moment in UTC."""
+    zone = timezone(timedelta(hours=offset, minutes=21 if offset > 0 else 0))
+    later, now = datetime(2362, 8, 4, 11, 42, tzinfo=UTC), datetime.now(UTC)
+    sent = {"expiresAt": later.astimezone(zone).isoformat()}
+    made = await api.alice.post("/v1/api-keys", sent)
+    changed = await api.alice.patch(f"/v1/api-keys/{made['id']}", sent)
+    assert made["expiresAt"] == changed["expiresAt"] == "2362-08-04T11:42:00Z"
+    used = {"createdAt": now.astimezone(zone).isoformat()}
+    for body in (used, [used, {}]):
+        assert (await api.alice.post("/v1/usage", body))["invalid"] == 0
+    assert now.isoformat().replace("+00:00", "Z") in [row["createdAt"] for row in await api.alice.all("/v1/usage")]
