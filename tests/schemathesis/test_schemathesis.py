@@ -52,6 +52,10 @@ database = "none"
 # With 412: a version that a client names fits its description, and is seldom the one that is stored.
 [checks.positive_data_acceptance]
 expected-statuses = ["2xx", "3xx", "401", "403", "404", "409", "412", "429", "5xx"]
+
+# With 412 and 413: a text that is too long may make a body that is.
+[checks.negative_data_rejection]
+expected-statuses = ["400", "401", "403", "404", "405", "406", "409", "412", "413", "415", "422", "428", "429"]
 """
 
 
