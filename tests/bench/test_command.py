@@ -91,7 +91,7 @@ def test_on_a_server_of_its_own_with_nothing_prepared() -> None:
 def test_somebody_elses_server(
     place: Place, settings: Settings, progress: Progress, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    url = place.database(str(ROWS))
+    url = place.database("served")
     key = seed(url, settings, progress, keys=ROWS).token(1)
     with new_folder() as folder:
         serving = Serving(folder, CRAFELY_DATABASE_URL=url).ready()
