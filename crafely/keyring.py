@@ -50,6 +50,11 @@ class UnreadableError(Exception):
     """Something sealed that this ring cannot open: its key is not here, or it is damaged, or from another place."""
 
 
+def sealed_columns(row_type: type[msgspec.Struct]) -> tuple[str, ...]:
+    """The columns of a row of sealed texts: all but its id."""
+    return tuple(name for name in row_type.__struct_fields__ if name != "id")
+
+
 class Keyring:
     """Some keys, of which the first one writes and all read. It never shows one of them."""
 

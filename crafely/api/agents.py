@@ -8,15 +8,15 @@ from msgspec import UNSET, Meta, UnsetType
 from crafely.api.preconditions import IfMatch, matched
 from crafely.api.services import changes
 from crafely.api.wire import Body, Call, FreeArray, ListQuery, Page, Query, found, free_json, page, position
-from crafely.keyring import Keyring
+from crafely.keyring import Keyring, sealed_columns
 from crafely.store import agents
-from crafely.store.agents import Agent, AgentSummary
+from crafely.store.agents import Agent, AgentSummary, SealedAgent
 
 # The newest threads that come along with an agent; the others are in the list of threads.
 MAX_THREADS = 100
 
 # What is stored sealed.
-SEALED = ("instructions", "context")
+SEALED = sealed_columns(SealedAgent)
 
 Name = Annotated[str, Meta(min_length=1, max_length=255)]
 Instructions = Annotated[str, Meta(max_length=100_000)]

@@ -274,9 +274,7 @@ async def update(call: Call, id: str, body: ApiKeyChanges, if_match: IfMatch) ->
         _check_permissions(call, body.permissions)
     if body.expires_at is not UNSET:
         _check_expiry(body.expires_at)
-    key = found(await api_keys.get(session, id=id, user_id=user_id))
-    if excess(call.caller.permissions, key.permissions):
-        raise Problem("insufficient_permissions", "This key holds permissions that the caller does not.")
+    _check_held(call, found(await api_keys.get(session, id=id, user_id=user_id)))
     row = await api_keys.update(session, id=id, user_id=user_id, versions=if_match, changes=changes(body))
     changed = await matched(row, if_match, lambda: api_keys.get(session, id=id, user_id=user_id))
     # The database tells every process; this one must not answer before it knows.
@@ -294,8 +292,7 @@ async def rotate(call: Call, id: str, body: Rotation, if_match: IfMatch) -> Rota
     """
     session, user_id, services = call.services.session(call), call.caller.user_id, call.services
     old = found(await api_keys.get(session, id=id, user_id=user_id))
-    if excess(call.caller.permissions, old.permissions):
-        raise Problem("insufficient_permissions", "This key holds permissions that the caller does not.")
+    _check_held(call, old)
     _check_good(old)
     new = keys.generate(services.settings.key_environment)
     row = await api_keys.rotate(
@@ -359,6 +356,11 @@ def _check_usage(call: Call, record: UsageRecord | None) -> None:
         raise Problem("insufficient_permissions", "An opening usage record takes the permission usage:write.")
     if record.api_key_id is not None:
         raise invalid("expected no apiKeyId: the record belongs to the key that is created", pointer="/usage/apiKeyId")
+
+
+def _check_held(call: Call, key: ApiKey) -> None:
+    if excess(call.caller.permissions, key.permissions):
+        raise Problem("insufficient_permissions", "This key holds permissions that the caller does not.")
 
 
 def _check_good(key: ApiKey) -> None:

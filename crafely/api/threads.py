@@ -8,12 +8,12 @@ from msgspec import UNSET, Meta, UnsetType
 from crafely.api.preconditions import IfMatch, matched
 from crafely.api.services import changes
 from crafely.api.wire import Body, Call, ListQuery, Page, Problem, found, invalid, page, position
-from crafely.keyring import Keyring
+from crafely.keyring import Keyring, sealed_columns
 from crafely.store import threads
-from crafely.store.threads import Thread, ThreadSummary
+from crafely.store.threads import SealedThread, Thread, ThreadSummary
 
 # What is stored sealed.
-SEALED = ("instructions",)
+SEALED = sealed_columns(SealedThread)
 
 Text = Annotated[str, Meta(min_length=1, max_length=255)]
 Instructions = Annotated[str, Meta(max_length=100_000)]

@@ -258,10 +258,7 @@ async def _read_through(url: str, ring: Keyring, head: str | None) -> list[str]:
 
 async def _unreadable(session: Session, ring: Keyring) -> AsyncIterator[str]:
     for kind in sealed():
-        after = ""
-        # No key has this name: every row comes.
-        while rows := await kind.list_to_reencrypt(session, key_id="", after=after, take=BATCH):
-            after = rows[-1].id
+        async for rows in kind.pages(session, key_id="", take=BATCH):
             for row in rows:
                 try:
                     ring.open_columns(kind.table, row, kind.columns)

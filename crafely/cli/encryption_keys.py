@@ -4,7 +4,7 @@ import argparse
 import asyncio
 import sys
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -19,9 +19,11 @@ from crafely.cli.tables import show
 from crafely.cli.target import Target, require_schema, target
 from crafely.config import Settings, load
 from crafely.db.session import Database, Identity, Session
-from crafely.keyring import OFF, Keyring, KeyringError, UnreadableError
+from crafely.keyring import OFF, Keyring, KeyringError, UnreadableError, sealed_columns
 from crafely.store import agents, encryption_keys, threads
+from crafely.store.agents import SealedAgent
 from crafely.store.encryption_keys import EncryptionKey, SealedTexts
+from crafely.store.threads import SealedThread
 
 # The embedded database's own key: the file in data_dir, and the id of what is made by itself.
 FILE = "encryption.key"
@@ -44,12 +46,19 @@ class Sealed(msgspec.Struct, frozen=True):
     list_to_reencrypt: Callable[..., Awaitable[Sequence[Any]]]
     reencrypt: Callable[..., Awaitable[int]]
 
+    async def pages(self, session: Session, *, key_id: str, take: int) -> AsyncIterator[Sequence[Any]]:
+        """The rows with a text that is not sealed with this key, so many at a time; no key's id gives every row."""
+        after = ""
+        while rows := await self.list_to_reencrypt(session, key_id=key_id, after=after, take=take):
+            after = rows[-1].id
+            yield rows
+
 
 def sealed() -> tuple[Sealed, ...]:
     """The tables."""
     return (
-        Sealed("agents", ("instructions", "context"), agents.list_to_reencrypt, agents.reencrypt),
-        Sealed("threads", ("instructions",), threads.list_to_reencrypt, threads.reencrypt),
+        Sealed("agents", sealed_columns(SealedAgent), agents.list_to_reencrypt, agents.reencrypt),
+        Sealed("threads", sealed_columns(SealedThread), threads.list_to_reencrypt, threads.reencrypt),
     )
 
 
@@ -212,9 +221,7 @@ async def _round(session: Session, ring: Keyring, key_id: str) -> tuple[int, set
         for kind in sealed():
             table, names = kind.table, kind.columns
             task = progress.add_task(table, total=counts[table])
-            after = ""
-            while rows := await kind.list_to_reencrypt(session, key_id=key_id, after=after, take=BATCH):
-                after = rows[-1].id
+            async for rows in kind.pages(session, key_id=key_id, take=BATCH):
                 anew = []
                 for row in rows:
                     progress.advance(task, sum(getattr(row, name) is not None for name in names))
