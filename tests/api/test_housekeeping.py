@@ -19,8 +19,12 @@ Value = list[tuple[Any, ...]]
 
 
 @pytest.fixture
-async def brisk(database_url: str, signer: Signer, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Server]:
+async def brisk(
+    database_url: str, signer: Signer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> AsyncIterator[Server]:
     """A server that does its housekeeping all the time, and does not wait long for a lock."""
+    # Before it starts: what it does first, it does before the test's first line.
+    caplog.set_level("INFO")
     for interval in ("TOUCHES", "SUBSCRIPTIONS", "PARTITIONS", "SAMPLES", "SEALS"):
         monkeypatch.setattr(housekeeping, interval, 0.05)
     async with serving(database_url, signer, statement_timeout=0.4, audit_months=2) as server:
@@ -142,7 +146,6 @@ async def test_sizes_are_noted_once_an_hour_and_forgotten_after_some_weeks(brisk
 async def test_the_trail_is_sealed_its_head_is_logged_and_old_months_go(
     brisk: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level("INFO")
     brisk.sql(
         "insert into audit_log (actor_role, table_name, row_id, action, created_at)"
         " values ('x', 'agents', 'old', 'insert', now() - interval '4 months')"
