@@ -72,7 +72,7 @@ class Dispatch:
             answer = _refusal(error, call, route)
         finally:
             if deadlines.running.pop(call) is None:
-                deadlines.forgive(request.task)
+                request.task.uncancel()
         answer.request_id = request_id
         answer.limits = call.limits
         if hdrs.EXPECT in headers and not request.content.is_eof():
@@ -105,13 +105,6 @@ class _Deadlines:
 
     def passed(self, call: Call) -> bool:
         return self.running[call] is None
-
-    def forgive(self, connection: asyncio.Task[None]) -> None:
-        """Takes a cancellation back. aiohttp's connection waits for a task that answers, so that both have it."""
-        connection.uncancel()
-        task = asyncio.current_task()
-        if task is not None and task is not connection:
-            task.uncancel()
 
     def watch(self) -> None:
         self.watching = True

@@ -3,7 +3,7 @@
 import asyncio
 import socket
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 
 import pytest
@@ -223,6 +223,31 @@ async def test_where_all_are_busy_the_next_is_told_to_come_back(monkeypatch: pyt
         fifth = await stack.enter_async_context(connected(client))
         await fifth.send(GET)
         assert (await fifth.reply()).status == 200
+
+
+async def test_others_have_their_turn_between_requests_that_came_at_once() -> None:
+    """Not when all of them are answered: the first to come would have the worker for itself."""
+    turns: list[str] = []
+
+    def turn(whose: str) -> Callable[[Call], Awaitable[Answer]]:
+        async def serve(_: Call) -> Answer:
+            turns.append(whose)
+            return Answer(200, b"x")
+
+        return serve
+
+    router = Router()
+    router.add("GET", "/many", turn("many"))
+    router.add("GET", "/other", turn("other"))
+    async with serving(router) as client, connected(client) as many, connected(client) as other:
+        for wire in (many, other):
+            await wire.send(b"GET /nowhere HTTP/1.1\r\nHost: x\r\n\r\n")
+            await wire.reply()
+        await many.send(b"GET /many HTTP/1.1\r\nHost: x\r\n\r\n" * 200)
+        await other.send(b"GET /other HTTP/1.1\r\nHost: x\r\n\r\n")
+        for wire in (*[many] * 200, other):
+            assert (await wire.reply()).status == 200
+    assert turns.index("other") < 100
 
 
 async def test_a_flood_of_requests_is_answered_as_it_is_read_and_delays_nobody() -> None:
