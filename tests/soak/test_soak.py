@@ -28,7 +28,7 @@ from tests.cli.conftest import crafely, new_folder
 from tests.soak import timeline
 from tests.soak.answers import Answers, Busy
 from tests.soak.havoc import WORKER_KILLED, Havoc
-from tests.soak.tenant import Tenant
+from tests.soak.tenant import KEYS_IN_USE, Tenant
 from tests.torture.scene import WORKERS, Scene
 
 MINUTES = float(os.environ.get("SOAK_MINUTES", "0.15"))
@@ -50,11 +50,12 @@ COSTLIEST = 5
 BUSY_SECONDS = 1.0
 # A worker that is killed takes its connections along, some of which are noticed later.
 LOST_SECONDS = 10
-# What a worker may come to hold in a minute, and in all: so many MB. New keys are remembered, 2 kB each with their
-# hash, and this load makes some hundred in a minute; the rest is what the allocator keeps. Growth is looked at in
-# stretches of two minutes and more, a minute after workers began: where one is killed its clients, and so its work,
-# move to others.
-GROWTH, CEILING = 2.0, 128
+# How many keys a worker remembers: more than are in use at any time, and few enough that they are all there after a
+# minute. By default it is a hundred thousand, and a worker grows until it has met them.
+KEYS_KEPT = 2 * TENANTS * KEYS_IN_USE
+# What a worker may come to hold in a minute, and in all: so many MB. Growth is looked at in stretches of two minutes
+# and more, a minute after workers began: where one is killed its clients, and so its work, move to others.
+GROWTH, CEILING = 0.5, 96
 WARM_SECONDS, GROWN_SECONDS = 60, 120
 # The two round differently.
 ROUNDING_MS = 0.01
@@ -114,7 +115,9 @@ class Memory:
 def scene() -> Iterator[Scene]:
     with new_folder() as folder, ExitStack() as stack:
         # Others for each load, and one more to see whether anybody is served.
-        scene = Scene(folder, stack, users=TENANTS * len(FAULTS) + 1, permissions=["*"])
+        users = TENANTS * len(FAULTS) + 1
+        settings = {"CRAFELY_KEY_CACHE_SIZE": str(KEYS_KEPT)}
+        scene = Scene(folder, stack, users=users, permissions=["*"], settings=settings)
         with psycopg.connect(scene.url) as connection:
             connection.execute("create extension if not exists pg_stat_statements")
         yield scene
