@@ -31,6 +31,9 @@ class Answers:
             connector=aiohttp.TCPConnector(limit=0),
             timeout=aiohttp.ClientTimeout(total=ANSWER_SECONDS),
         )
+        # A DELETE whose connection is lost was done, perhaps. aiohttp would send it again and say nothing of the first
+        # one; it has no public name for this.
+        self._http._retry_connection = False
         self.statuses: Counter[int] = Counter()
         # What became of the requests that were not answered as they should: codes of 503s, and names of errors.
         self.refusals: Counter[str] = Counter()
