@@ -12,9 +12,9 @@ import msgspec
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from crafely.cli.target import require_schema, target
+from crafely.cli.target import connected, require_schema, target
 from crafely.config import Settings, load
-from crafely.db.session import Database, Session
+from crafely.db.session import Session
 from crafely.store import audit_log
 from crafely.store.audit_log import Harm, Unsealed, Verified
 
@@ -89,18 +89,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 async def _verify(settings: Settings, url: str, head: str | None) -> Report:
     # It may read everything, and write nothing.
-    database = Database(
-        url,
-        size=1,
-        pool_timeout=settings.pool_timeout,
-        statement_timeout=STATEMENT_SECONDS,
-        roles=("crafely_backup",),
-    )
-    try:
-        await database.open()
+    async with connected(settings, url, "crafely_backup", statement_timeout=STATEMENT_SECONDS) as database:
         return await verify(database.session("crafely_backup"), head)
-    finally:
-        await database.close()
 
 
 async def verify(session: Session, head: str | None = None) -> Report:

@@ -20,14 +20,14 @@ from crafely.cli import audit
 from crafely.cli.encryption_keys import FILE, sealed, with_keys
 from crafely.cli.spare import spare
 from crafely.cli.tables import show
-from crafely.cli.target import Target, database_url, require_schema, target
+from crafely.cli.target import Target, connected, database_url, require_schema, target
 from crafely.config import Settings, load
 from crafely.db import backup, drift, migrate, scratch
 from crafely.db.backup import folder
 from crafely.db.backup.folder import Backup
 from crafely.db.backup.restore import restore
 from crafely.db.query import statements
-from crafely.db.session import Database, Session
+from crafely.db.session import Session
 from crafely.keyring import Keyring, KeyringError, UnreadableError
 
 # In another cluster transactions are counted anew: the chain of the audit trail has to say so before anybody writes.
@@ -224,7 +224,7 @@ def _verify(arguments: argparse.Namespace) -> int:
             # As this release will read it.
             migrate.up(made)
             tell("opening sealed texts", manifest.rows, manifest.rows)
-        findings += asyncio.run(_read_through(made, ring, manifest.audit_head))
+        findings += asyncio.run(_read_through(settings, made, ring, manifest.audit_head))
     verified = Verified(path.name, manifest.rows, manifest.bytes, round(restored.seconds, 3), findings)
     if arguments.json:
         print(msgspec.json.encode(verified).decode())
@@ -235,15 +235,13 @@ def _verify(arguments: argparse.Namespace) -> int:
     return 1 if findings else 0
 
 
-async def _read_through(url: str, ring: Keyring, head: str | None) -> list[str]:
+async def _read_through(settings: Settings, url: str, ring: Keyring, head: str | None) -> list[str]:
     """What is wrong in a restored database, a line each: texts that no key opens, and the audit trail's chain."""
     from crafely.api.encryption_keys import check  # noqa: PLC0415 - HTTP comes along, which other commands do without
 
     roles = ("crafely_admin", "crafely_encryption", "crafely_backup")
-    database = Database(url, size=1, pool_timeout=60, statement_timeout=3600, roles=roles)
     findings = []
-    try:
-        await database.open()
+    async with connected(settings, url, *roles, statement_timeout=3600) as database:
         try:
             await check(database.session("crafely_admin"), ring)
         except KeyringError as error:
@@ -251,8 +249,6 @@ async def _read_through(url: str, ring: Keyring, head: str | None) -> list[str]:
         findings += [line async for line in _unreadable(database.session("crafely_encryption"), ring)]
         report = await audit.verify(database.session("crafely_backup"), head)
         findings += [f"audit trail: {finding.finding}" for finding in report.findings]
-    finally:
-        await database.close()
     return findings
 
 

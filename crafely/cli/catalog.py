@@ -20,12 +20,12 @@ from crafely.cli.catalog_views import Catalog, Live, Planned
 from crafely.cli.entries import entries
 from crafely.cli.files import writable
 from crafely.cli.place import add_place, place
-from crafely.cli.target import Target, require_schema
+from crafely.cli.target import Target, connected, require_schema
 from crafely.config import Settings, load
 from crafely.db import definitions, plans, query
 from crafely.db.plans import Plan
 from crafely.db.query import WrongRoleError
-from crafely.db.session import Database, DatabaseUnavailableError, connect
+from crafely.db.session import DatabaseUnavailableError, connect
 from crafely.store import monitor
 from crafely.store.monitor import QueryStats
 
@@ -93,16 +93,6 @@ def _planned(connection: psycopg.Connection[Any], name: str) -> Planned:
 
 async def _figures(settings: Settings, url: str) -> tuple[datetime | None, list[QueryStats]]:
     """Since when statements are counted, and what each has cost."""
-    database = Database(
-        url,
-        size=1,
-        pool_timeout=settings.pool_timeout,
-        statement_timeout=settings.statement_timeout,
-        roles=("crafely_monitor",),
-    )
-    try:
-        await database.open()
+    async with connected(settings, url, "crafely_monitor") as database:
         session = database.session("crafely_monitor")
         return (await monitor.statistics(session)).since, await monitor.queries(session, sort="total", take=_MANY)
-    finally:
-        await database.close()

@@ -16,9 +16,9 @@ from rich.table import Table
 
 from crafely import keyring
 from crafely.cli.tables import show
-from crafely.cli.target import Target, require_schema, target
+from crafely.cli.target import Target, connected, require_schema, target
 from crafely.config import Settings, load
-from crafely.db.session import Database, Identity, Session
+from crafely.db.session import Identity, Session
 from crafely.keyring import OFF, Keyring, KeyringError, UnreadableError, sealed_columns
 from crafely.store import agents, encryption_keys, threads
 from crafely.store.agents import SealedAgent
@@ -91,18 +91,8 @@ def _known(settings: Settings, found: Target) -> list[EncryptionKey]:
     """The keys that a database knows; none where it has no schema yet."""
 
     async def ask() -> list[EncryptionKey]:
-        database = Database(
-            found.url,
-            size=1,
-            pool_timeout=settings.pool_timeout,
-            statement_timeout=settings.statement_timeout,
-            roles=("crafely_admin",),
-        )
-        try:
-            await database.open()
+        async with connected(settings, found.url, "crafely_admin") as database:
             return await encryption_keys.list_all(database.session("crafely_admin"))
-        finally:
-            await database.close()
 
     try:
         return asyncio.run(ask())
@@ -173,38 +163,29 @@ async def _reencrypt(settings: Settings, url: str) -> Report:
 
     ring = settings.encryption_keys or Keyring({}, writes=None)
     key_id = ring.writes or OFF
-    database = Database(
-        url,
-        size=1,
-        pool_timeout=settings.pool_timeout,
-        # All texts are counted in one statement, and a DBA waits for it.
-        statement_timeout=3600,
-        roles=(ROLE,),
-    )
     try:
-        await database.open()
-        session = database.session(ROLE, Identity("", request_id="crafely keys reencrypt"))
-        await check(session, ring)
-        # What is in clear is what is to be sealed.
-        ring.reads_clear = True
-        done, unreadable = 0, set[str]()
-        for _ in range(ROUNDS):
-            changed, failed = await _round(session, ring, key_id)
-            done, unreadable = done + changed, failed
-            if not changed:
-                break
-        texts = await encryption_keys.count_texts(session)
-        used = {count.key_id for count in texts}
-        known = await encryption_keys.list_all(session)
-        retired = [
-            key.id
-            for key in known
-            if key.id not in {*used, key_id} and await encryption_keys.retire(session, id=key.id)
-        ]
+        # All texts are counted in one statement, and a DBA waits for it.
+        async with connected(settings, url, ROLE, statement_timeout=3600) as database:
+            session = database.session(ROLE, Identity("", request_id="crafely keys reencrypt"))
+            await check(session, ring)
+            # What is in clear is what is to be sealed.
+            ring.reads_clear = True
+            done, unreadable = 0, set[str]()
+            for _ in range(ROUNDS):
+                changed, failed = await _round(session, ring, key_id)
+                done, unreadable = done + changed, failed
+                if not changed:
+                    break
+            texts = await encryption_keys.count_texts(session)
+            used = {count.key_id for count in texts}
+            known = await encryption_keys.list_all(session)
+            retired = [
+                key.id
+                for key in known
+                if key.id not in {*used, key_id} and await encryption_keys.retire(session, id=key.id)
+            ]
     except psycopg.errors.InsufficientPrivilege as error:
         raise KeyringError(f"this login may not reencrypt: {error.diag.message_primary}") from None
-    finally:
-        await database.close()
     return Report(key=key_id, reencrypted=done, unreadable=sorted(unreadable), retired=retired, texts=texts)
 
 

@@ -20,9 +20,9 @@ from crafely.auth.hashing import Hasher
 from crafely.auth.permissions import ADMIN, EVERYTHING, MAX_COUNT, Permission
 from crafely.cli import encryption_keys
 from crafely.cli.tables import show
-from crafely.cli.target import require_schema, target
+from crafely.cli.target import connected, require_schema, target
 from crafely.config import Settings, load
-from crafely.db.session import Database, Identity, Session
+from crafely.db.session import Identity, Session
 from crafely.store import api_keys
 from crafely.store.api_keys import ApiKey
 
@@ -166,18 +166,8 @@ def _as_user(settings: Settings, url: str, user_id: str, work: Callable[[Session
     """Runs something as a user, under the same row-level security as a request of theirs."""
 
     async def run() -> T:
-        database = Database(
-            url,
-            size=1,
-            pool_timeout=settings.pool_timeout,
-            statement_timeout=settings.statement_timeout,
-            roles=("crafely_app",),
-        )
-        try:
-            await database.open()
+        async with connected(settings, url, "crafely_app") as database:
             return await work(database.session("crafely_app", Identity(user_id, request_id="crafely keys")))
-        finally:
-            await database.close()
 
     return asyncio.run(run())
 

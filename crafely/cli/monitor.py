@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from crafely.cli.target import require_schema, target
+from crafely.cli.target import connected, require_schema, target
 from crafely.config import Settings, load
-from crafely.db.session import Database, Session
+from crafely.db.session import Database
 
 if TYPE_CHECKING:
     # Loading the API takes longer than any other command's whole start.
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 REFRESH = 2.0
 SLOWLY = 15
 STATEMENT_SECONDS = 30
+# It sees statistics, and no tenant's data.
+ROLE = "crafely_monitor"
 
 
 def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -62,14 +64,9 @@ async def _once(settings: Settings, url: str, *, as_json: bool) -> int:
     from crafely.api.backups import Backups  # noqa: PLC0415
     from crafely.cli import monitor_page, tables  # noqa: PLC0415
 
-    database = _database(settings, url)
-    try:
-        await database.open()
-        desk = await monitor_desk.look(
-            _session(database), room=monitor_desk.room_of(settings), backup=Backups(settings).use()
-        )
-    finally:
-        await database.close()
+    async with connected(settings, url, ROLE, statement_timeout=STATEMENT_SECONDS) as database:
+        db = database.session(ROLE)
+        desk = await monitor_desk.look(db, room=monitor_desk.room_of(settings), backup=Backups(settings).use())
     alerts = monitor_alerts.alerts(desk)
     if as_json:
         print(msgspec.json.encode({"alerts": alerts, **msgspec.structs.asdict(desk)}).decode())
@@ -86,9 +83,7 @@ async def _live(settings: Settings, url: str) -> None:
     from crafely.cli import monitor_page  # noqa: PLC0415
 
     stop = asyncio.Event()
-    database = _database(settings, url)
-    try:
-        await database.open()
+    async with connected(settings, url, ROLE, statement_timeout=STATEMENT_SECONDS) as database:
         # No thread of rich's own draws: a page is as wide and high as the terminal is when it is drawn.
         with Live(screen=True, auto_refresh=False) as live, _keys(stop):
             desk, number = None, 0
@@ -102,8 +97,6 @@ async def _live(settings: Settings, url: str) -> None:
                 alerts = monitor_alerts.alerts(desk) if desk is not None else []
                 live.update(monitor_page.screen(desk, alerts, note), refresh=True)
                 await _pause(stop)
-    finally:
-        await database.close()
 
 
 async def _look(settings: Settings, database: Database, last: "Desk | None", *, slowly: bool) -> "Desk":
@@ -113,7 +106,7 @@ async def _look(settings: Settings, database: Database, last: "Desk | None", *, 
     from crafely.api import monitor_desk  # noqa: PLC0415
     from crafely.api.backups import Backups  # noqa: PLC0415
 
-    db = _session(database)
+    db = database.session(ROLE)
     try:
         if last is None or slowly:
             return await monitor_desk.look(db, room=monitor_desk.room_of(settings), backup=Backups(settings).use())
@@ -148,18 +141,3 @@ def _keys(stop: asyncio.Event) -> Iterator[None]:
     finally:
         loop.remove_reader(file)
         termios.tcsetattr(file, termios.TCSADRAIN, before)
-
-
-def _database(settings: Settings, url: str) -> Database:
-    return Database(
-        url,
-        size=1,
-        pool_timeout=settings.pool_timeout,
-        statement_timeout=STATEMENT_SECONDS,
-        # It sees statistics, and no tenant's data.
-        roles=("crafely_monitor",),
-    )
-
-
-def _session(database: Database) -> Session:
-    return database.session("crafely_monitor")

@@ -2,8 +2,8 @@
 
 import argparse
 import shlex
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from psycopg.pq import Conninfo
 from crafely.config import Settings, SettingsError
 from crafely.db import embedded, migrate
 from crafely.db.migration_files import MigrationError
+from crafely.db.session import Database
 from crafely.db.tls import secured
 
 
@@ -53,6 +54,29 @@ def target(settings: Settings) -> Iterator[Target]:
         # libpq's message repeats what it could not read, and that may be the password.
         raise SettingsError("CRAFELY_DATABASE_URL: expected a URL such as postgresql://user@host/name") from None
     yield Target(settings.database_url, embedded=False)
+
+
+@asynccontextmanager
+async def connected(
+    settings: Settings, url: str, *roles: str, statement_timeout: float | None = None
+) -> AsyncIterator[Database]:
+    """The database at a URL for as long as a command works, with a connection for each of these roles.
+
+    Takes the seconds that a statement may run (None: as when it serves). Raises DatabaseUnavailableError or
+    WrongRoleError with one line.
+    """
+    database = Database(
+        url,
+        size=1,
+        pool_timeout=settings.pool_timeout,
+        statement_timeout=statement_timeout or settings.statement_timeout,
+        roles=roles,
+    )
+    try:
+        await database.open()
+        yield database
+    finally:
+        await database.close()
 
 
 def database_url(argument: str) -> str:

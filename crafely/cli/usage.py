@@ -15,9 +15,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from crafely.cli.tables import show
-from crafely.cli.target import require_schema, target
+from crafely.cli.target import connected, require_schema, target
 from crafely.config import Settings, load
-from crafely.db.session import Database
 from crafely.store import usage
 from crafely.store.usage import Difference
 
@@ -84,17 +83,9 @@ def run(arguments: argparse.Namespace) -> int:
 
 async def _reconcile(settings: Settings, url: str, wanted: Span, user_id: str | None) -> list[Difference]:
     """The differences in a range, at most one more than are shown."""
-    database = Database(
-        url,
-        size=1,
-        pool_timeout=settings.pool_timeout,
-        statement_timeout=STATEMENT_SECONDS,
-        # It may read all users' rows, and write none.
-        roles=("crafely_backup",),
-    )
     differences: list[Difference] = []
-    try:
-        await database.open()
+    # It may read all users' rows, and write none.
+    async with connected(settings, url, "crafely_backup", statement_timeout=STATEMENT_SECONDS) as database:
         session = database.session("crafely_backup")
         spans = list(_spans(wanted, await usage.months(session)))
         for from_day, to_day in _progress(spans):
@@ -102,8 +93,6 @@ async def _reconcile(settings: Settings, url: str, wanted: Span, user_id: str | 
             differences += await usage.reconcile(session, from_day=from_day, to_day=to_day, user_id=user_id, take=take)
             if len(differences) > MAX_SHOWN:
                 break
-    finally:
-        await database.close()
     return differences
 
 
