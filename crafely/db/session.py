@@ -12,7 +12,6 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
-import msgspec
 import psycopg
 from psycopg import AsyncConnection, AsyncRawCursor
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
@@ -21,15 +20,24 @@ from psycopg.rows import TupleRow
 from psycopg_pool import AsyncConnectionPool
 
 from crafely.db.adapters import ADAPTERS
+from crafely.db.begin import NOBODY, Begin, Identity
 from crafely.db.channel import SILENT, Channel, Connection, Observer, Patience
 from crafely.db.query import Result, Statement, WrongRoleError, check_role
 from crafely.db.tls import secured
 from crafely.db.transaction import Transaction, Watch, cursor_of, result_of
 
-_SET_IDENTITY = (
-    b"select set_config('crafely.user_id', $1, true), set_config('crafely.api_key_id', $2, true),"
-    b" set_config('crafely.request_id', $3, true)"
-)
+__all__ = [
+    "CONNECT_SECONDS",
+    "NOBODY",
+    "Database",
+    "DatabaseUnavailableError",
+    "Identity",
+    "Session",
+    "accepts",
+    "connect",
+    "unavailable",
+]
+
 # How long the server may take to answer a new connection.
 CONNECT_SECONDS = 5
 # Seconds beyond the time limit of a statement after which a server that says nothing is given up.
@@ -42,17 +50,6 @@ _PASSES = re.compile(
 )
 # Statements that are prepared on one connection; far more than there are files.
 _PREPARED_MAX = 1000
-
-
-class Identity(msgspec.Struct, frozen=True):
-    """Who a statement runs for. Row-level security reads the user, the audit trail reads all three."""
-
-    user_id: str
-    api_key_id: str = ""
-    request_id: str = ""
-
-
-NOBODY = Identity(user_id="")
 
 
 class DatabaseUnavailableError(ConnectionError):
@@ -71,11 +68,13 @@ class Session:
         self,
         pool: AsyncConnectionPool[Connection],
         role: str,
+        begin: Begin,
         identity: Identity,
         seconds: float,
         observe: Observer,
     ) -> None:
         self._pool = pool
+        self._begin = begin
         self._seconds = seconds
         self._role = role
         self._identity = identity
@@ -97,11 +96,11 @@ class Session:
 
     async def _once(self, connection: Connection, statement: Statement, values: Sequence[Any]) -> Result:
         cursor = cursor_of(connection, statement)
-        if self._identity is NOBODY:
+        if self._identity is NOBODY and not self._begin.always:
             await cursor.execute(statement.text, values, prepare=True)
             return await result_of(cursor, statement)
         async with connection.pipeline():
-            await _identify(connection, self._identity)
+            await self._begin.send(connection, self._identity)
             await cursor.execute(statement.text, values, prepare=True)
         return await result_of(cursor, statement)
 
@@ -118,8 +117,8 @@ class Session:
             # psycopg's own transaction() would wait for the server once at the beginning and twice more at the end.
             control = AsyncRawCursor(connection)
             await control.execute(b"begin")
-            if self._identity is not NOBODY:
-                await _identify(connection, self._identity)
+            if self._identity is not NOBODY or self._begin.always:
+                await self._begin.send(connection, self._identity)
             transaction = Transaction(connection, pipeline, patience, self._role, self._observe)
             yield transaction
             if transaction.failed:
@@ -162,6 +161,7 @@ class Database:
         self._observe = observe
         # Users' statements are most of the work; the other roles run few, short ones.
         self.pools = {role: self._pool(role, size if role == "crafely_app" else max(2, size // 4)) for role in roles}
+        self._begins = {role: self._begin(role) for role in roles}
 
     def _pool(self, role: str, size: int) -> AsyncConnectionPool[Connection]:
         async def configure(connection: Connection) -> None:
@@ -183,28 +183,19 @@ class Database:
             kwargs=self._options(role),
         )
 
+    def _begin(self, role: str) -> Begin:
+        """How its transactions begin."""
+        return Begin(role, self._statement_timeout)
+
     def _options(self, role: str) -> dict[str, Any]:
-        """How a connection of this role is made: the role and the limits are what RESET goes back to."""
-        given = self._given
-        milliseconds = int(self._statement_timeout * 1000)
-        settings = {
-            "role": role,
-            "statement_timeout": milliseconds,
-            "idle_in_transaction_session_timeout": milliseconds,
-            "lock_timeout": milliseconds // 2,
-            "timezone": "UTC",
-            # Compiling a plan costs more than any of these short statements.
-            "jit": "off",
-            # One plan a statement, made once and looked at by whoever reviews it. Left to itself the server plans anew,
-            # each time, whatever it believes to be cheaper for the very values: 50 µs of a lookup's 25.
-            "plan_cache_mode": "force_generic_plan",
-        }
+        """How a connection of this role is made."""
+        given, begin = self._given, self._begin(role)
         return {
             "autocommit": True,
             "context": ADAPTERS,
             "application_name": given.get("application_name") or f"crafely {role.removeprefix('crafely_')}",
             "connect_timeout": given.get("connect_timeout") or CONNECT_SECONDS,
-            "options": " ".join([str(given.get("options") or ""), *(f"-c {k}={v}" for k, v in settings.items())]),
+            **begin.connection(str(given.get("options") or "")),
         }
 
     async def open(self) -> None:
@@ -226,7 +217,8 @@ class Database:
 
     def session(self, role: str, identity: Identity = NOBODY) -> Session:
         """A session of one role for one identity: cheap, one for each request. Connections are taken a statement."""
-        return Session(self.pools[role], role, identity, self._statement_timeout + _SILENCE, self._observe)
+        seconds = self._statement_timeout + _SILENCE
+        return Session(self.pools[role], role, self._begins[role], identity, seconds, self._observe)
 
     async def connect(self, role: str) -> Connection:
         """A connection that belongs to no pool, to be closed by whoever asked for it. Raises psycopg's errors."""
@@ -330,8 +322,3 @@ async def _check_login(connection: Connection, role: str) -> None:
     if (row := await cursor.fetchone()) and row[0] != role:
         # A pooler that drops the option would leave us with all the rights of the login.
         raise WrongRoleError(f"this connection runs as {row[0]}, not as {role}")
-
-
-async def _identify(connection: Connection, identity: Identity) -> None:
-    values = (identity.user_id, identity.api_key_id, identity.request_id)
-    await AsyncRawCursor(connection).execute(_SET_IDENTITY, values, prepare=True)
