@@ -35,6 +35,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     # The database. None: the embedded PostgreSQL in data_dir.
     database_url: str | None = None
+    # A transaction pooler before that database: what serves goes through it, and what needs a session goes past it.
+    pooler_url: str | None = None
     data_dir: Path = Path(".crafely")
     # The folder with postgres, initdb and pg_ctl for the embedded server. None: the wheel's.
     postgres_bin: Path | None = None

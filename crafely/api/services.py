@@ -73,6 +73,7 @@ class Services:
             pool_timeout=settings.pool_timeout,
             statement_timeout=settings.statement_timeout,
             observe=telemetry.observe_statement,
+            pooler=settings.pooler_url,
         )
         # crafely_monitor's connections, for those who ask for the desk.
         self._desk: Database | None = None
@@ -157,6 +158,7 @@ class Services:
                     statement_timeout=self.settings.statement_timeout,
                     roles=("crafely_monitor",),
                     observe=telemetry.observe_statement,
+                    pooler=self.settings.pooler_url,
                 )
                 try:
                     await desk.open()

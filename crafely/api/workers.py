@@ -98,7 +98,7 @@ class _Worker(GunicornUVLoopWebWorker):
         """
         refused = 0
         while self.alive:
-            if accepts(self.app.url):
+            if all(accepts(url) for url in self.app.urls):
                 try:
                     await super()._run()
                 except DatabaseUnavailableError as error:
@@ -116,7 +116,9 @@ class _Worker(GunicornUVLoopWebWorker):
 class _Application(BaseApplication):  # type: ignore[misc]  # gunicorn ships no types
     def __init__(self, settings: Settings, url: str, sock: socket.socket, ready: Callable[[], None]) -> None:
         self._settings = settings
-        self.url = url
+        # All that a worker needs to start.
+        self.urls = [url, *([settings.pooler_url] if settings.pooler_url is not None else [])]
+        self._url = url
         self._socket = sock
         self._ready = ready
         super().__init__()
@@ -142,7 +144,7 @@ class _Application(BaseApplication):  # type: ignore[misc]  # gunicorn ships no 
         """What each worker serves, made after the fork."""
 
         async def make() -> web.AppRunner:
-            return server.runner(self._settings, self.url)
+            return server.runner(self._settings, self._url)
 
         return make
 

@@ -44,16 +44,24 @@ def target(settings: Settings) -> Iterator[Target]:
 
     Raises SettingsError or EmbeddedError.
     """
+    if settings.pooler_url is not None:
+        _check_url("CRAFELY_POOLER_URL", settings.pooler_url)
+        if settings.database_url is None:
+            raise SettingsError("CRAFELY_POOLER_URL: CRAFELY_DATABASE_URL has to name the server behind it")
     if settings.database_url is None:
         with embedded.running(settings.data_dir, postgres_bin=settings.postgres_bin) as server:
             yield Target(server.url, embedded=True, psql=str(near(server.bin / "psql")))
         return
+    _check_url("CRAFELY_DATABASE_URL", settings.database_url)
+    yield Target(settings.database_url, embedded=False)
+
+
+def _check_url(name: str, url: str) -> None:
     try:
-        conninfo_to_dict(settings.database_url)
+        conninfo_to_dict(url)
     except psycopg.ProgrammingError:
         # libpq's message repeats what it could not read, and that may be the password.
-        raise SettingsError("CRAFELY_DATABASE_URL: expected a URL such as postgresql://user@host/name") from None
-    yield Target(settings.database_url, embedded=False)
+        raise SettingsError(f"{name}: expected a URL such as postgresql://user@host/name") from None
 
 
 @asynccontextmanager

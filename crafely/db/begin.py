@@ -60,3 +60,32 @@ class Begin:
         """Sends what a transaction begins with, in a pipeline: no round trip of its own."""
         values = (identity.user_id, identity.api_key_id, identity.request_id)
         await AsyncRawCursor(connection).execute(_SET_IDENTITY, values, prepare=True)
+
+
+class PooledBegin(Begin):
+    """How they begin behind a transaction pooler, which gives each of them another connection to the server.
+
+    Such a connection carries nothing from one client to the next, so each transaction says everything itself. Nor is
+    anything prepared: the next transaction would not find it.
+    """
+
+    always = True
+
+    def __init__(self, role: str, seconds: float) -> None:
+        """Takes what Begin takes."""
+        super().__init__(role, seconds)
+        names = [*self.settings, "crafely.user_id", "crafely.api_key_id", "crafely.request_id"]
+        calls = (f"set_config('{name}', ${number}, true)" for number, name in enumerate(names, 1))
+        self.statement = f"select {', '.join(calls)}".encode()
+
+    def connection(self, options: str) -> dict[str, Any]:
+        """What psycopg connects with: of the options, the URL's own, which a pooler may not like."""
+        return {"prepare_threshold": None, **({"options": options} if options else {})}
+
+    def values(self, identity: Identity) -> tuple[str, ...]:
+        """The parameters of the statement for somebody."""
+        return (*self.settings.values(), identity.user_id, identity.api_key_id, identity.request_id)
+
+    async def send(self, connection: Connection, identity: Identity) -> None:
+        """Sends what a transaction begins with, in a pipeline: no round trip of its own."""
+        await AsyncRawCursor(connection).execute(self.statement, self.values(identity))

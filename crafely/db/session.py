@@ -20,8 +20,9 @@ from psycopg.rows import TupleRow
 from psycopg_pool import AsyncConnectionPool
 
 from crafely.db.adapters import ADAPTERS
-from crafely.db.begin import NOBODY, Begin, Identity
+from crafely.db.begin import NOBODY, Begin, Identity, PooledBegin
 from crafely.db.channel import SILENT, Channel, Connection, Observer, Patience
+from crafely.db.pooled_channel import PooledChannel
 from crafely.db.query import Result, Statement, WrongRoleError, check_role
 from crafely.db.tls import secured
 from crafely.db.transaction import Transaction, Watch, cursor_of, result_of
@@ -47,6 +48,13 @@ _RECONNECT = 2.0
 # A connection that is refused has no SQLSTATE in libpq, only its text.
 _PASSES = re.compile(
     f"too many (clients|connections)|connection slots|timeout expired|{SILENT}|initialization incomplete"
+    # PgBouncer's own, and what is left of them where a pipeline waits for its answers.
+    "|no more connections allowed|server_login_retry|query_wait_timeout|client_login_timeout"
+    "|server closed the connection unexpectedly"
+)
+# What tells whether two URLs lead to the same database.
+_WHICH = (
+    b"select pg_postmaster_start_time()::text, (select oid from pg_database where datname = current_database())::text"
 )
 # Statements that are prepared on one connection; far more than there are files.
 _PREPARED_MAX = 1000
@@ -145,16 +153,15 @@ class Database:
         statement_timeout: float,
         roles: Sequence[str] = ("crafely_app", "crafely_auth", "crafely_meter", "crafely_admin"),
         observe: Observer = lambda *_: None,
+        pooler: str | None = None,
     ) -> None:
         """Takes a libpq URL, the size of the pool that serves users, and two limits in seconds. Opens nothing yet.
 
+        ``pooler``: the URL of a transaction pooler before the same database, for all but what needs a session.
+
         Raises DatabaseUnavailableError for a URL that libpq does not understand.
         """
-        try:
-            self._url = secured(url)
-            self._given = conninfo_to_dict(self._url)
-        except psycopg.ProgrammingError as error:
-            raise DatabaseUnavailableError(unavailable(url, error)) from None
+        self._url, self._pooler = _understood(url), None if pooler is None else _understood(pooler)
         # How many seconds a caller waits for a connection, here or in a coalescer.
         self.pool_timeout = pool_timeout
         self._statement_timeout = statement_timeout
@@ -166,10 +173,10 @@ class Database:
     def _pool(self, role: str, size: int) -> AsyncConnectionPool[Connection]:
         async def configure(connection: Connection) -> None:
             connection.prepared_max = _PREPARED_MAX
-            await _check_login(connection, role)
+            await _check_login(connection, self._begin(role))
 
         return AsyncConnectionPool(
-            self._url,
+            self._pooler or self._url,
             min_size=1,
             max_size=size,
             open=False,
@@ -180,35 +187,29 @@ class Database:
             name=role,
             configure=configure,
             connection_class=AsyncConnection,
-            kwargs=self._options(role),
+            kwargs=_options(self._pooler or self._url, self._begin(role)),
         )
 
     def _begin(self, role: str) -> Begin:
         """How its transactions begin."""
-        return Begin(role, self._statement_timeout)
-
-    def _options(self, role: str) -> dict[str, Any]:
-        """How a connection of this role is made."""
-        given, begin = self._given, self._begin(role)
-        return {
-            "autocommit": True,
-            "context": ADAPTERS,
-            "application_name": given.get("application_name") or f"crafely {role.removeprefix('crafely_')}",
-            "connect_timeout": given.get("connect_timeout") or CONNECT_SECONDS,
-            **begin.connection(str(given.get("options") or "")),
-        }
+        return (Begin if self._pooler is None else PooledBegin)(role, self._statement_timeout)
 
     async def open(self) -> None:
         """Connects each pool once. Raises DatabaseUnavailableError or WrongRoleError with one line that says why."""
+        url = self._pooler or self._url
         try:
             # What a pool would only log and try again, asked once by ourselves, so that it can be said.
-            for role in self.pools:
-                async with await AsyncConnection.connect(self._url, **self._options(role)) as probe:
-                    await _check_login(probe, role)
+            for begin in self._begins.values():
+                async with await _dedicated(url, begin) as probe:
+                    through = await (await probe.execute(_WHICH)).fetchone()
+            if self._pooler is not None and self._begins:
+                async with await self.connect(next(iter(self._begins))) as probe:
+                    if through != await (await probe.execute(_WHICH)).fetchone():
+                        raise psycopg.OperationalError("it leads to another database than CRAFELY_DATABASE_URL")
             for pool in self.pools.values():
                 await pool.open(wait=True, timeout=self.pool_timeout * 2)
         except psycopg.Error as error:
-            raise DatabaseUnavailableError(unavailable(self._url, error)) from None
+            raise DatabaseUnavailableError(unavailable(url, error)) from None
 
     async def close(self) -> None:
         """Gives every connection back to the server."""
@@ -221,18 +222,19 @@ class Database:
         return Session(self.pools[role], role, self._begins[role], identity, seconds, self._observe)
 
     async def connect(self, role: str) -> Connection:
-        """A connection that belongs to no pool, to be closed by whoever asked for it. Raises psycopg's errors."""
-        connection = await AsyncConnection.connect(self._url, **self._options(role))
-        try:
-            await _check_login(connection, role)
-        except BaseException:
-            await connection.close()
-            raise
-        return connection
+        """A connection to the server itself, of no pool, to be closed by whoever asked for it. Raises psycopg's errors.
+
+        What needs a session has one here: behind a pooler, too.
+        """
+        return await _dedicated(self._url, Begin(role, self._statement_timeout))
 
     def channel(self, role: str) -> Channel:
         """A dedicated connection of a role that works for any user. Not connected yet."""
-        return Channel(lambda: self.connect(role), role, self._statement_timeout + _SILENCE, self._observe)
+        seconds = self._statement_timeout + _SILENCE
+        if (pooler := self._pooler) is not None:
+            begin = PooledBegin(role, self._statement_timeout)
+            return PooledChannel(lambda: _dedicated(pooler, begin), begin, seconds, self._observe)
+        return Channel(lambda: self.connect(role), role, seconds, self._observe)
 
 
 def accepts(url: str) -> bool:
@@ -316,9 +318,43 @@ def _closed(connection: Connection) -> bool:
     return False
 
 
-async def _check_login(connection: Connection, role: str) -> None:
+def _understood(url: str) -> str:
+    try:
+        conninfo_to_dict(url)
+        return secured(url)
+    except psycopg.ProgrammingError as error:
+        raise DatabaseUnavailableError(unavailable(url, error)) from None
+
+
+def _options(url: str, begin: Begin) -> dict[str, Any]:
+    """How a connection is made whose transactions begin so."""
+    given, name = conninfo_to_dict(url), begin.settings["role"].removeprefix("crafely_")
+    return {
+        "autocommit": True,
+        "context": ADAPTERS,
+        "application_name": given.get("application_name") or f"crafely {name}",
+        "connect_timeout": given.get("connect_timeout") or CONNECT_SECONDS,
+        **begin.connection(str(given.get("options") or "")),
+    }
+
+
+async def _dedicated(url: str, begin: Begin) -> Connection:
+    connection = await AsyncConnection.connect(url, **_options(url, begin))
+    try:
+        await _check_login(connection, begin)
+    except BaseException:
+        await connection.close()
+        raise
+    return connection
+
+
+async def _check_login(connection: Connection, begin: Begin) -> None:
     with Patience(connection, CONNECT_SECONDS):
-        cursor = await connection.execute("select current_user")
-    if (row := await cursor.fetchone()) and row[0] != role:
+        async with connection.pipeline():
+            if begin.always:
+                await begin.send(connection, NOBODY)
+            cursor = await connection.execute("select current_user")
+        row = await cursor.fetchone()
+    if row and row[0] != (role := begin.settings["role"]):
         # A pooler that drops the option would leave us with all the rights of the login.
         raise WrongRoleError(f"this connection runs as {row[0]}, not as {role}")

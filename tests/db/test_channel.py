@@ -83,30 +83,32 @@ EVERYTHING = (
 WRITE = "insert into probe values ($1)"
 
 
-@pytest.mark.parametrize(
-    ("one", "values"),
-    [
-        (statement(EVERYTHING), VALUES),
-        (statement("select 1 where false"), ()),
-        (statement("select n, n::text from generate_series(1, 20000) n"), ()),
-        (statement("select $1::text, md5($1::text)"), ("é" * 4_000_000,)),
-        (statement("select repeat('x', 20000000)"), ()),
-        (statement("select $1::text"), ("a\0b",)),
-        (statement("select 1 / $1::integer"), (0,)),
-        (statement("select 1 / n from generate_series(-5000, 0) n"), ()),
-        (statement("select nonsense"), ()),
-        (statement("selec"), ()),
-        (statement("select $1::integer"), ("é",)),
-        (statement("select 1 union select 2 for update"), ()),
-        (statement("select secret from api_keys"), ()),
-        (statement("insert into probe (b) values (1), (1) returning a"), ()),
-        (counting("insert into probe (a) values ($1), (2), (3)"), (1,)),
-        (counting("update probe set a = 1 where false"), ()),
-        (counting("insert into probe (b) values (1), (1)"), ()),
-        (counting("insert into probe (a) values (0)"), ()),
-    ],
-    ids=lambda part: part.name[:60] if isinstance(part, Statement) else "",
+CASES: list[tuple[Statement, tuple[object, ...]]] = [
+    (statement(EVERYTHING), VALUES),
+    (statement("select 1 where false"), ()),
+    (statement("select n, n::text from generate_series(1, 20000) n"), ()),
+    (statement("select $1::text, md5($1::text)"), ("é" * 4_000_000,)),
+    (statement("select repeat('x', 20000000)"), ()),
+    (statement("select $1::text"), ("a\0b",)),
+    (statement("select 1 / $1::integer"), (0,)),
+    (statement("select 1 / n from generate_series(-5000, 0) n"), ()),
+    (statement("select nonsense"), ()),
+    (statement("selec"), ()),
+    (statement("select $1::integer"), ("é",)),
+    (statement("select 1 union select 2 for update"), ()),
+    (statement("select secret from api_keys"), ()),
+    (statement("insert into probe (b) values (1), (1) returning a"), ()),
+    (counting("insert into probe (a) values ($1), (2), (3)"), (1,)),
+    (counting("update probe set a = 1 where false"), ()),
+    (counting("insert into probe (b) values (1), (1)"), ()),
+    (counting("insert into probe (a) values (0)"), ()),
+]
+each_case = pytest.mark.parametrize(
+    ("one", "values"), CASES, ids=lambda part: part.name[:60] if isinstance(part, Statement) else ""
 )
+
+
+@each_case
 async def test_a_channel_answers_as_a_session_does(
     database: Database, channel: Channel, probe: psycopg.Connection, one: Statement, values: tuple[object, ...]
 ) -> None:

@@ -10,6 +10,7 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg_pool import PoolTimeout
 
+from crafely.db.begin import Begin
 from crafely.db.query import WrongRoleError
 from crafely.db.session import Database, DatabaseUnavailableError, Identity, Session
 from tests.db.statements import opened, run, statement
@@ -72,12 +73,7 @@ async def test_a_connection_that_lost_its_role_on_the_way_is_refused(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As behind a pooler that ignores the options of a connection."""
-    options = Database._options
-
-    def without_options(database: Database, role: str) -> dict[str, Any]:
-        return {**options(database, role), "options": ""}
-
-    monkeypatch.setattr(Database, "_options", without_options)
+    monkeypatch.setattr(Begin, "connection", lambda *_: {"options": ""})
 
     with pytest.raises(WrongRoleError, match=r"runs as \w+, not as crafely_app"):
         async with opened(database_url, pool_timeout=0.2):
