@@ -6,7 +6,9 @@ machine does falls on all of them alike. What they gave becomes a ``report.Repor
     place.py, seed.py       the databases that are measured, and what is in them
     rounds.py               sides, samples, and who is measured when
     lookup.py … growth.py   one module for each command: its sides, its ratios, its bounds
+    capacity.py             what a load needs: capacity_lab.py measures, capacity_terms.py and _model.py reckon
     pgbench.py, load.py, bare.py, servers.py    what the sides are made of
+    processes.py            what a process used, by the kernel
     report.py, page.py, svg.py                  what a person or a program reads
 
 Statements of the lab's own are files in ``statements/``, never texts in Python.

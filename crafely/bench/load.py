@@ -51,6 +51,9 @@ class Outcome(msgspec.Struct, frozen=True):
     # Those of ``latencies`` that fell into a burst.
     during_bursts: bytes
     bursts: int
+    # Processor seconds of the client, and bytes on its connections, there and back.
+    cpu: float
+    network: int
 
 
 class _Connection(asyncio.Protocol):
@@ -75,6 +78,7 @@ class _Connection(asyncio.Protocol):
             client.counter += 1
             request = request.replace(COUNTER, b"%012d" % client.counter)
         self._waiting = True
+        client.network += len(request)
         self._begin = time.perf_counter()
         self._transport.write(request)
 
@@ -89,6 +93,7 @@ class _Connection(asyncio.Protocol):
         self._waiting = False
         now = time.perf_counter()
         client = self._client
+        client.network += size
         if data.startswith(client.status) and client.needle in data:
             client.latencies.append(now - self._begin)
             if client.in_burst or self._begin < client.burst_end:
@@ -137,6 +142,7 @@ class _Client:
         # When the last burst was over: a request that began before has met it.
         self.burst_end = 0.0
         self.bursts = 0
+        self.network = 0
         self.end = float("inf")
 
     async def run(self) -> Outcome:
@@ -152,7 +158,7 @@ class _Client:
                 return _Connection(self, position, future)
 
             connections.append((await loop.create_connection(make, job.host, job.port))[1])
-        begin = time.perf_counter()
+        begin, cpu = time.perf_counter(), time.process_time()
         self.end = begin + job.seconds
         for connection in connections:
             connection.send()
@@ -168,6 +174,8 @@ class _Client:
             example=self.example.decode(errors="replace"),
             during_bursts=self.during_bursts.tobytes(),
             bursts=self.bursts,
+            cpu=time.process_time() - cpu,
+            network=self.network,
         )
 
     async def _burst(self) -> None:

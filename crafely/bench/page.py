@@ -4,11 +4,11 @@ The page's own policy allows its one style sheet, by its hash, and nothing else.
 """
 
 from base64 import b64encode
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from hashlib import sha256
 from html import escape
 
-from crafely.bench import svg
+from crafely.bench import capacity_page, capacity_picture, svg
 from crafely.bench.report import Facts, Report, SideResult
 
 
@@ -28,6 +28,11 @@ def html(report: Report) -> str:
         grown = [[g.statement, f"{g.rows:,}", f"{g.buffers:.2f}", f"{g.microseconds:.0f}"] for g in report.growth]
         parts += ["<h2>Growth</h2>", svg.growth(report.growth)]
         parts.append(_table(["statement", "rows", "pages touched", "µs"], grown, numbers={1, 2, 3}))
+    if report.capacity is not None:
+        for number, section in enumerate(capacity_page.sections(report.capacity)):
+            parts += [f"<h2>{escape(section.title)}</h2>"]
+            parts += [capacity_picture.picture(report.capacity)] if number == 1 else []
+            parts.append(_table(section.head, section.rows, numbers=section.numbers))
     for group in dict.fromkeys(side.group for side in report.sides):
         sides = [side for side in report.sides if side.group == group]
         rated = [side for side in sides if side.unit]
@@ -79,7 +84,7 @@ def _facts(facts: Facts) -> str:
     return _table(["", ""], rows, numbers=set())
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: set[int]) -> str:
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: Set[int]) -> str:
     css = ' class="number"'
 
     def line(tag: str, cells: Sequence[str]) -> str:

@@ -18,6 +18,8 @@ from rich import box
 from rich.table import Table
 
 from crafely import __version__
+from crafely.bench import capacity_page
+from crafely.bench.capacity_terms import Capacity
 from crafely.bench.place import execute
 from crafely.bench.rounds import Measured, Plan
 from crafely.db.session import connect
@@ -132,6 +134,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     ratios: list[Ratio] = []
     bounds: list[Bound] = []
     growth: list[Growth] = []
+    capacity: Capacity | None = None
     # What a reader must know to read the figures rightly.
     notes: list[str] = []
 
@@ -206,11 +209,21 @@ def percentile(ordered: Sequence[float], percent: float) -> float:
 def tables(report: Report) -> list[Table]:
     """The report for a terminal."""
     made = [_sides(report)] if report.sides else []
+    if report.capacity is not None:
+        made += [_section(section) for section in capacity_page.sections(report.capacity)]
     if report.growth:
         made.append(_growth(report))
     if report.ratios:
         made.append(_ratios(report))
     return made
+
+
+def _section(section: capacity_page.Section) -> Table:
+    table = Table(*section.head, title=section.title, title_justify="left", box=box.SIMPLE_HEAD)
+    for row in section.rows:
+        table.add_row(*row)
+    _right(table, *section.numbers)
+    return table
 
 
 def _sides(report: Report) -> Table:

@@ -119,6 +119,39 @@ def growth(points: Sequence[Growth]) -> str:
     return _svg(end, parts, "Cost of a call by rows, as a multiple of the smallest table's")
 
 
+def loads(lines: Sequence[Line], marks: Sequence[tuple[float, float, str]]) -> str:
+    """Busy processors by load, both axes logarithmic; marks are numbered, and said in words below."""
+    places = [place for _, line in lines for place in line]
+    heights = [y for _, y in places if y > 0] or [1.0]
+    left, right = math.log10(min(x for x, _ in places)), math.log10(max(x for x, _ in places))
+    low, high = math.floor(math.log10(min(heights))), math.ceil(math.log10(max(heights)))
+    low, high = max(low, high - 7), max(high, low + 1)
+
+    def x_of(x: float) -> float:
+        return PLOT_LEFT + PLOT_WIDTH * (math.log10(x) - left) / (right - left)
+
+    def y_of(y: float) -> float:
+        return PLOT_TOP + PLOT_HEIGHT * (high - math.log10(max(y, 10.0**low))) / (high - low)
+
+    parts = []
+    for power in range(low, high + 1):
+        parts += _level(y_of(10.0**power), f"{10.0**power:,g}")
+    for power in range(math.ceil(left), math.floor(right) + 1):
+        anchor = "end" if power == right else "middle"
+        parts.append(_text(x_of(10.0**power), PLOT_TOP + PLOT_HEIGHT + 16, f"{10**power:,}/s", anchor))
+    found = colours([name.partition(":")[0] for name, _ in lines])
+    for (name, line), colour in zip(lines, found, strict=True):
+        parts += _line(name, [(x_of(x), y_of(y)) for x, y in line], colour)
+    end = _legend(parts, [name for name, _ in lines], found, PLOT_TOP + PLOT_HEIGHT + 36, columns=2)
+    for number, (x, y, words) in enumerate(marks, 1):
+        dot = (
+            f'<circle class="mark" cx="{x_of(x):.1f}" cy="{y_of(y):.1f}" r="4"><title>{escape(words)}</title></circle>'
+        )
+        parts += [dot, _text(x_of(x) + 6, y_of(y) + 14, str(number), "start")]
+        parts.append(_text(PLOT_LEFT, end + 8 + number * 17, f"{number}  {words}", "start"))
+    return _svg(end + 16 + len(marks) * 17, parts, "Busy processors by load")
+
+
 def file(picture: str) -> str:
     """A picture as a file that can be shown by itself, such as in a README."""
     style = f"<style>{STYLE.read_text(encoding='utf-8')}</style>"

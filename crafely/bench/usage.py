@@ -104,9 +104,10 @@ def _senders() -> list[int]:
     return [user * KEYS_PER_USER + number for user in range(USERS) for number in range(1, KEYS + 1)]
 
 
-def _record(number: int, event: str | None) -> dict[str, object]:
+def record(number: int, event: str | None) -> dict[str, object]:
+    """A record, as it is sent, and its eventId where it has one."""
     provider, model = MODELS[number % len(MODELS)]
-    record: dict[str, object] = {
+    made: dict[str, object] = {
         "provider": provider,
         "model": model,
         "type": "chat",
@@ -114,7 +115,7 @@ def _record(number: int, event: str | None) -> dict[str, object]:
         "tokensOut": 50 + number * 11 % 300,
         "cost": f"0.{number % 5000 + 1:06d}",
     }
-    return record if event is None else {**record, "eventId": event}
+    return made if event is None else {**made, "eventId": event}
 
 
 def _event(event_id: bool, run: str, number: int) -> str | None:
@@ -140,7 +141,7 @@ def _singles(name: str, server: Address, found: Seed, stored: Stored, *, event_i
     async def measure(seconds: float) -> Sample:
         run = runs.next()
         tokens = [found.token(number) for number in _senders()]
-        records = [_record(number, _event(event_id, run, 0)) for number in range(4 * len(tokens))]
+        records = [record(number, _event(event_id, run, 0)) for number in range(4 * len(tokens))]
         bodies = [(tokens[number % len(tokens)], record) for number, record in enumerate(records)]
         return await _post(server, bodies, seconds, CONNECTIONS, 1, stored, summed=name in {SINGLE, SINGLE_ID})
 
@@ -153,7 +154,7 @@ def _batches(name: str, server: Address, found: Seed, stored: Stored, *, event_i
     async def measure(seconds: float) -> Sample:
         run = runs.next()
         bodies = [
-            (found.token(number), [_record(position, _event(event_id, run, position)) for position in range(BATCH)])
+            (found.token(number), [record(position, _event(event_id, run, position)) for position in range(BATCH)])
             for number in _senders()[::KEYS]
         ]
         return await _post(server, bodies, seconds, BATCH_CONNECTIONS, BATCH, stored, summed=True)

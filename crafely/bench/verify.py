@@ -176,7 +176,8 @@ def _cold(found: Seed, spared: int) -> Callable[[], list[str]]:
     return take
 
 
-def _request(server: Address, caller: str, token: str) -> bytes:
+def request(server: Address, caller: str, token: str) -> bytes:
+    """The bytes that ask, as a caller, what a token is worth."""
     return load.request("POST", PATH, server.host, caller, _BODY({"key": token}))
 
 
@@ -186,7 +187,7 @@ def _job(server: Address, tokens: Tokens, case: str, seconds: float, needle: str
         port=server.port,
         connections=CONNECTIONS,
         seconds=seconds,
-        requests=[_request(server, tokens.caller, token) for token in tokens.cases[case]],
+        requests=[request(server, tokens.caller, token) for token in tokens.cases[case]],
         needle=_needle(needle or _CODES[case]),
     )
 
@@ -206,7 +207,7 @@ def _with_cold(server: Address, tokens: Tokens, cold: Callable[[], list[str]]) -
     """Warm requests as ever, of which those are looked at that were on their way while cold keys were."""
 
     async def measure(seconds: float) -> Sample:
-        bursts = [_request(server, tokens.caller, token) for token in cold()]
+        bursts = [request(server, tokens.caller, token) for token in cold()]
         job = _job(server, tokens, WARM, seconds)
         job = msgspec.structs.replace(job, bursts=bursts, burst=COLD, burst_needle=_needle("VALID"))
         return await load.measure(job, during_bursts=True)

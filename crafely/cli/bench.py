@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from crafely.cli import bench_capacity
 from crafely.cli.files import writable
 from crafely.cli.tables import show
 from crafely.cli.target import database_url
@@ -60,12 +61,15 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     growth.add_argument("--svg", type=writable, metavar="FILE", help="write the picture alone")
     growth.set_defaults(bench=_growth)
 
+    bench_capacity.add(actions)
+
     for action in actions.choices.values():
-        _common(action)
+        _common(action, rounds=3 if action.get_default("bench") is bench_capacity.measure else 5)
 
 
-def _common(action: argparse.ArgumentParser) -> None:
-    action.add_argument("--rounds", type=_count, default=5, metavar="N", help="measurements of a side (default: 5)")
+def _common(action: argparse.ArgumentParser, rounds: int) -> None:
+    words = f"measurements of a side (default: {rounds})"
+    action.add_argument("--rounds", type=_count, default=rounds, metavar="N", help=words)
     action.add_argument("--seconds", type=_seconds, default=2.0, metavar="S", help="of each of them (default: 2)")
     action.add_argument(
         "--database",
@@ -110,7 +114,7 @@ def run(arguments: argparse.Namespace) -> int:
     from rich.console import Console  # noqa: PLC0415
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn  # noqa: PLC0415
 
-    from crafely.bench import BenchError, page, report, svg  # noqa: PLC0415
+    from crafely.bench import BenchError, capacity_picture, page, report, svg  # noqa: PLC0415
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     try:
@@ -129,7 +133,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.html is not None:
         arguments.html.write_text(page.html(found), encoding="utf-8")
     if getattr(arguments, "svg", None) is not None:
-        arguments.svg.write_text(svg.file(svg.growth(found.growth)), encoding="utf-8")
+        picture = capacity_picture.picture(found.capacity) if found.capacity else svg.growth(found.growth)
+        arguments.svg.write_text(svg.file(picture), encoding="utf-8")
     if not arguments.check:
         return 0
     show(report.bounds_table(found))
