@@ -37,6 +37,7 @@ RULES = {
     "scans": "no table that grows is read from end to end",
     "filling": "every table has rows that a planner believes",
     "tenancy": "statements of users name the user",
+    "replica": "what a standby may answer writes nothing and locks nothing",
     "grants": "roles may do what is reviewed, and need it",
 }
 

@@ -17,7 +17,7 @@ ROLES = (
     "crafely_encryption",
 )
 # The words of a header, in the order in which they stand.
-WORDS = ("returns", "one row", "role", "uses", "scans", "not null")
+WORDS = ("returns", "one row", "role", "reads", "uses", "scans", "not null")
 
 # A long list goes on in another line of the same word.
 _REPEATED = {"uses", "scans", "not null"}
@@ -43,6 +43,8 @@ class Header(msgspec.Struct, frozen=True):
     returns: str
     # Who may run it.
     roles: tuple[str, ...] = ROLES[:1]
+    # Whether a standby may answer it (replica.py).
+    replica: bool = False
     # The indexes that the plan must use.
     uses: tuple[str, ...] = ()
     # Tables that it may read from end to end, each with the reason.
@@ -91,6 +93,7 @@ def read_header(path: Path, name: str, source: str) -> tuple[Header, int]:
         description=" ".join(description),
         returns=words["returns"],
         roles=_list(path, lines, words, "role", ROLES) or ROLES[:1],
+        replica=bool(_list(path, lines, words, "reads", ("replica",))),
         uses=_list(path, lines, words, "uses", None),
         scans=_scans(path, lines, words),
         one_row=_because(path, lines, words, "one row"),

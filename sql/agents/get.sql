@@ -1,6 +1,7 @@
 -- sql/agents/get.sql
 -- One of the user's live agents.
 -- returns: maybe Agent
+-- reads: replica
 -- uses: agents_user_id_id_key
 select id, name, instructions, tools, context, created_at, updated_at
 from agents

@@ -1,6 +1,7 @@
 -- sql/agents/get_with_threads.sql
 -- One of the user's live agents with its live threads, newest first, in one statement.
 -- returns: maybe Agent
+-- reads: replica
 -- uses: threads_user_id_agent_id_created_at_id_idx, agents_user_id_id_key
 select
     a.id, a.name, a.instructions, a.tools, a.context, a.created_at, a.updated_at,

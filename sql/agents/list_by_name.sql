@@ -1,6 +1,7 @@
 -- sql/agents/list_by_name.sql
 -- The user's live agents whose name begins so, whatever its case, newest first, from a position on.
 -- returns: many AgentSummary
+-- reads: replica
 -- uses: agents_user_id_created_at_id_idx
 select id, name, created_at, updated_at
 from agents

@@ -1,6 +1,7 @@
 -- sql/agents/list_for_user.sql
 -- The user's live agents, newest first, from a position on; without what makes them long.
 -- returns: many AgentSummary
+-- reads: replica
 -- uses: agents_user_id_created_at_id_idx
 select id, name, created_at, updated_at
 from agents

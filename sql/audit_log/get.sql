@@ -3,6 +3,7 @@
 -- returns: maybe AuditEntry
 -- one row: because ids are given by one sequence
 -- role: crafely_app, crafely_admin
+-- reads: replica
 -- uses: audit_log_pkey
 select
     id::text as id,

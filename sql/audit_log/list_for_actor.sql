@@ -3,6 +3,7 @@
 -- Of the other conditions null ones are none.
 -- returns: many AuditChange
 -- role: crafely_admin
+-- reads: replica
 -- uses: audit_log_actor_user_id_created_at_id_idx
 select
     id::text as id,

@@ -2,6 +2,7 @@
 -- Packages, newest first, from a position on; only those that are sold (or are not), or all.
 -- returns: many Package
 -- role: crafely_app, crafely_admin
+-- reads: replica
 -- uses: packages_created_at_id_idx
 select id, name, description, price, features, "interval", active, rate_limit, created_at, updated_at
 from packages

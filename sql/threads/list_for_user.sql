@@ -1,6 +1,7 @@
 -- sql/threads/list_for_user.sql
 -- The user's live threads, newest first, from a position on; without their instructions.
 -- returns: many ThreadSummary
+-- reads: replica
 -- uses: threads_user_id_created_at_id_idx
 select id, agent_id, name, storage_id, model, created_at, updated_at
 from threads

@@ -2,6 +2,7 @@
 -- The user's usage by UTC day, newest first, from a day (included) to a day (excluded). A day has a row for each
 -- currency.
 -- returns: many DailyUsage
+-- reads: replica
 -- uses: usage_daily_user_id_day_provider_model_type_currency_key
 select
     day,

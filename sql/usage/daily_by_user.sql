@@ -2,6 +2,7 @@
 -- Every user's usage by UTC day, newest day first, from a day (included) to a day (excluded), for administrators.
 -- returns: many DailyUsageByUser
 -- role: crafely_admin
+-- reads: replica
 -- uses: usage_daily_day_user_id_idx
 select
     user_id,

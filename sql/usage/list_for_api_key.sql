@@ -1,6 +1,7 @@
 -- sql/usage/list_for_api_key.sql
 -- One key's usage since a time, newest first, from a position on; of a provider, model or type, or all.
 -- returns: many Usage
+-- reads: replica
 -- uses: usage_api_key_id_created_at_id_idx
 select
     id, api_key_id, event_id, provider, model, type, tokens_in, tokens_out, tokens_total, cost, currency, metadata,

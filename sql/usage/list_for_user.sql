@@ -1,6 +1,7 @@
 -- sql/usage/list_for_user.sql
 -- The user's usage since a time, newest first, from a position on; of a provider, model or type, or all.
 -- returns: many Usage
+-- reads: replica
 -- uses: usage_user_id_created_at_id_idx
 select
     id, api_key_id, event_id, provider, model, type, tokens_in, tokens_out, tokens_total, cost, currency, metadata,

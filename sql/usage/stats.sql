@@ -3,6 +3,7 @@
 -- currency, since sums of different currencies mean nothing. Whole days come from usage_daily; only what the range cuts
 -- off a day at either end is read from usage, so a year costs hardly more than a day.
 -- returns: many UsageStats
+-- reads: replica
 -- uses: usage_daily_user_id_day_provider_model_type_currency_key, usage_user_id_created_at_id_idx
 with whole_days as (
     -- The first midnight (UTC) from :from_time on, and the last one until :to_time. Inside one day the first is later.

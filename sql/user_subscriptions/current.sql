@@ -2,6 +2,7 @@
 -- What the user has now: the active subscriptions, and every feature of their packages once. An end that has come
 -- counts at once, whether or not housekeeping has applied it.
 -- returns: one CurrentSubscriptions
+-- reads: replica
 -- uses: user_subscriptions_user_id_package_id_idx, packages_pkey
 with current_packages as (
     select s.id, s.package_id, s.start_date, s.end_date, p.name, p.features

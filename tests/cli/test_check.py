@@ -92,7 +92,7 @@ def test_findings_for_programs(copy: Path, checked: Path) -> None:
     assert done.returncode == 1
     [finding] = json.loads(done.stdout)
     assert finding.keys() == {"path", "line", "rule", "problem"}
-    assert (finding["path"], finding["line"], finding["rule"]) == ("sql/threads/get.sql", 6, "style")
+    assert (finding["path"], finding["line"], finding["rule"]) == ("sql/threads/get.sql", 7, "style")
 
 
 def test_what_a_machine_can_know_is_written_into_headers(copy: Path, checked: Path) -> None:

@@ -17,8 +17,8 @@ HEADERS = [
     M("threads/get", "-- uses:", "-- returns: maybe Thread\n-- uses:", "header", "-- returns: maybe Thread\n-- uses", "said twice"),
     M("api_keys/lookup", "-- role: crafely_auth", "-- role: postgres", "header", "-- role", "is not one of"),
     M("usage/months", ", because", " as", "header", "-- scans", "must be «scans: TABLE, because REASON»"),
-    M("packages/get", "-- role: crafely_app, crafely_admin\n-- uses: packages_pkey",
-      "-- uses: packages_pkey\n-- role: crafely_app", "header", "-- role", "the order of a header"),
+    M("packages/get", "-- role: crafely_app, crafely_admin\n-- reads: replica",
+      "-- reads: replica\n-- role: crafely_app", "header", "-- role", "the order of a header"),
     M("monitor/overview", "one row: because", "one row: since", "header", "-- one row", "must be «one row: because"),
     M("threads/get", "-- returns: maybe", "-- returns: one", "header", "-- returns", "the signature says"),
     M("threads/get", "-- returns: maybe Thread", "-- returns: maybe Agent", "header", "-- returns", "the signature says"),
@@ -169,7 +169,7 @@ CARDINALITY = [
     M("threads.py", "async def restore(db: Executor, *, id: str, user_id: str) -> Thread | None:",
       "async def restore(db: Executor, *, id: str, user_id: str) -> Thread:", "header", "-- returns",
       "the signature says «one Thread»", "threads/restore", "threads/restore"),
-    M("threads/get", "-- uses:", "-- one row: because it is so\n-- uses:", "cardinality", "-- one row", "take the line out"),
+    M("threads/get", "-- reads:", "-- one row: because it is so\n-- reads:", "cardinality", "-- one row", "take the line out"),
     M("monitor/overview", "-- one row: because the statistics have one row of this database\n", "", "cardinality",
       "-- returns", "says one, but nothing"),
     M("schema", "", DROP_KEY.format("agents", "agents_pkey") + "; " + DROP_KEY.format("agents", "agents_user_id_id_key"),
@@ -337,7 +337,17 @@ STYLE = [
     M("threads/get", "from threads\n", f"from threads -- {'long ' * 30}\n", "style", "from threads --", "characters; break the line"),
 ]  # fmt: skip
 
-MUTANTS = [*HEADERS, *SIGNATURES, *NULLABILITY, *CARDINALITY, *PLANS, *TENANCY, *SCHEMA, *GRANTS, *STYLE]
+# What a standby may answer.
+REPLICA = [
+    M("threads/get", "-- reads: replica", "-- reads: primary", "header", "-- reads", "is not one of replica"),
+    M("threads/delete", "-- returns: count\n", "-- returns: count\n-- reads: replica\n", "replica", "-- reads", "it writes"),
+    M("threads/create", "-- returns: maybe Thread\n", "-- returns: maybe Thread\n-- reads: replica\n", "replica", "-- reads", "it writes"),
+    M("threads/get", "deleted_at is null;", "deleted_at is null\nfor share;", "replica", "-- reads", "it locks rows"),
+    M("threads/get", "deleted_at is null;", "deleted_at is null\n    and pg_try_advisory_xact_lock(1);", "replica", "-- reads", "it calls pg_try_advisory_xact_lock"),
+    M("packages/get", "where id = :id", "where id = concat(:id::text, nextval('audit_log_id_seq'))", "replica", "-- reads", "it calls nextval"),
+]  # fmt: skip
+
+MUTANTS = [*HEADERS, *SIGNATURES, *NULLABILITY, *CARDINALITY, *PLANS, *TENANCY, *REPLICA, *SCHEMA, *GRANTS, *STYLE]
 
 # Changes that are no fault: a check that finds something in these would be in everybody's way.
 HARMLESS = [

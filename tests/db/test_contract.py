@@ -77,7 +77,7 @@ def test_an_index_that_row_level_security_costs_is_named(copy: Copy) -> None:
 
     said = "row-level security costs crafely_app the index by_name: a function of a column that is not leakproof"
     path = "sql/agents/list_by_name.sql"
-    assert [(f.path, f.line, f.rule) for f in found if f.problem.startswith(said)] == [(path, 4, "uses")]
+    assert [(f.path, f.line, f.rule) for f in found if f.problem.startswith(said)] == [(path, 5, "uses")]
 
 
 FIELD = re.compile(r"^    (\w+): (\w[\w.\[\]]*)( \| None)?$", re.MULTILINE)
