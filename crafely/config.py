@@ -37,6 +37,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     database_url: str | None = None
     # A transaction pooler before that database: what serves goes through it, and what needs a session goes past it.
     pooler_url: str | None = None
+    # A standby of it, or several, for what may be read there, and how many seconds it may be behind before it is left
+    # alone. None: everything is read from the database itself.
+    replica_url: str | None = None
+    replica_lag: Seconds = 5
     data_dir: Path = Path(".crafely")
     # The folder with postgres, initdb and pg_ctl for the embedded server. None: the wheel's.
     postgres_bin: Path | None = None

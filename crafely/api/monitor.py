@@ -76,7 +76,4 @@ async def alerts(call: Call) -> Alerts:
     Each with the action to take. For administrators.
     """
     services = call.services
-    desk = await monitor_desk.look(
-        await services.desk(), room=services.room(), pools=services.pool_stats(), backup=services.backups.use()
-    )
-    return Alerts(data=monitor_alerts.alerts(desk))
+    return Alerts(data=monitor_alerts.alerts(await services.look(await services.desk())))

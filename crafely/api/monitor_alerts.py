@@ -6,7 +6,7 @@ from typing import Literal
 
 import msgspec
 
-from crafely.api.monitor_desk import Activity, Answer, Desk
+from crafely.api.monitor_desk import Activity, Answer, Desk, ReplicaUse
 from crafely.db import query
 from crafely.store.monitor import IndexUse, Transaction
 
@@ -61,6 +61,7 @@ def alerts(desk: Desk, limits: Limits = LIMITS) -> list[Alert]:
         *_locks(desk.activity, limits),
         *_connections(desk, limits),
         *_replicas(desk.activity, limits),
+        *_standby(desk.replica),
         *_space(desk, limits),
         *_ages(desk, limits),
         *_indexes(desk, limits),
@@ -147,6 +148,17 @@ def _replicas(activity: Activity, limits: Limits) -> Iterator[Alert]:
                 message=f"{one.name} is {size_text(one.lag_bytes)} and {time_text(one.lag_seconds or 0)} behind",
                 action="look at its disk and network, and for long queries there that hold the log up",
             )
+
+
+def _standby(one: ReplicaUse | None) -> Iterator[Alert]:
+    if one is not None and one.problem is not None:
+        yield Alert(
+            code="replica_left_alone",
+            severity="warning",
+            object="CRAFELY_REPLICA_URL",
+            message=f"nothing is read from the standby: {one.problem}",
+            action="the primary answers in its place, and it is used again by itself; look at what keeps it back",
+        )
 
 
 def _space(desk: Desk, limits: Limits) -> Iterator[Alert]:

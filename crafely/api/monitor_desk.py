@@ -118,6 +118,16 @@ class BackupUse(Answer, frozen=True, kw_only=True):
     bytes: int | None
 
 
+class ReplicaUse(Answer, frozen=True, kw_only=True):
+    """The standby that reads may be answered by, as the process that answers sees it: how far it is behind.
+
+    `problem` says why it is left alone; null while it is used.
+    """
+
+    lag_seconds: float
+    problem: str | None
+
+
 class Desk(Answer, frozen=True, kw_only=True):
     """Everything at once."""
 
@@ -129,6 +139,8 @@ class Desk(Answer, frozen=True, kw_only=True):
     activity: Activity
     # None: no backups are made here.
     backup: BackupUse | None = None
+    # None: this process reads from no standby.
+    replica: ReplicaUse | None = None
 
 
 async def queries(db: Executor, *, sort: str = "total", take: int = 20) -> Queries:
@@ -234,6 +246,7 @@ async def look(
     room: int | None = None,
     pools: Mapping[str, Mapping[str, int]] = MappingProxyType({}),
     backup: BackupUse | None = None,
+    replica: ReplicaUse | None = None,
     take: int = MAX_ROWS,
 ) -> Desk:
     """Everything, statement after statement: not one moment, but within some milliseconds of each other."""
@@ -246,6 +259,7 @@ async def look(
         pool=await pool(db, overview, pools),
         activity=await activity(db),
         backup=backup,
+        replica=replica,
     )
 
 
@@ -260,4 +274,5 @@ async def look_again(db: Executor, last: Desk, *, take: int = MAX_ROWS) -> Desk:
         pool=await pool(db, overview, {}),
         activity=await activity(db),
         backup=last.backup,
+        replica=last.replica,
     )

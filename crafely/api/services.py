@@ -20,6 +20,7 @@ from crafely.api.backups import Backups
 from crafely.api.monitor_metrics import Metrics
 from crafely.api.problems import Problem
 from crafely.api.recorder import recorder
+from crafely.api.replica import Standby
 from crafely.api.wire import Call, Caller, current_request
 from crafely.auth import Authenticator, Denied, KeyCache, KeyRecord, Verifier
 from crafely.auth.clerk import Clerk
@@ -75,6 +76,7 @@ class Services:
             observe=telemetry.observe_statement,
             pooler=settings.pooler_url,
         )
+        self.standby = Standby(settings, self.database)
         # crafely_monitor's connections, for those who ask for the desk.
         self._desk: Database | None = None
         self._desk_lock = asyncio.Lock()
@@ -115,6 +117,7 @@ class Services:
             await self.package_limits.open()
             await self.recorder.open()
             await self._listener.open()
+            await self.standby.open()
         except psycopg.Error as error:
             raise DatabaseUnavailableError(unavailable(self._url, error)) from None
 
@@ -174,11 +177,16 @@ class Services:
     def pool_stats(self) -> Mapping[str, Mapping[str, int]]:
         """What psycopg_pool's get_stats() gives for each role's pool."""
         pools = {**self.database.pools, **(self._desk.pools if self._desk is not None else {})}
-        return {role: pool.get_stats() for role, pool in pools.items()}
+        return {role: pool.get_stats() for role, pool in pools.items()} | self.standby.pool_stats()
 
     def room(self) -> int | None:
         """The bytes that are free on the disk of an embedded database; None for another."""
         return monitor_desk.room_of(self.settings)
+
+    async def look(self, desk: Session) -> monitor_desk.Desk:
+        """All that the desk shows. Takes what desk() gives."""
+        backup, replica = self.backups.use(), self.standby.use()
+        return await monitor_desk.look(desk, room=self.room(), pools=self.pool_stats(), backup=backup, replica=replica)
 
     async def not_ready(self) -> str | None:
         """Why this process cannot serve, in a sentence; None when it can: database reached, migrations current."""
@@ -241,6 +249,7 @@ class Services:
         telemetry.observe_coalescer("usage/record", self.recorder)
         telemetry.observe_keys(self.key_cache, self._listener, self.hasher)
         telemetry.observe_rate_limits(self.rate_limits)
+        self.standby.observe()
 
     async def check_keys(self) -> None:
         """Sees that the keys are the database's, and notes the one in use. Raises KeyringError with one line."""
@@ -304,8 +313,7 @@ class Services:
                 log.warning("no metrics of the database: %s", problem.detail)
             self._desk_lacks = problem.detail or ""
             return
-        look = monitor_desk.look(desk, room=self.room(), pools=self.pool_stats(), backup=self.backups.use())
-        self.metrics.keep(await look)
+        self.metrics.keep(await self.look(desk))
 
     async def close(self) -> None:
         """Writes what waits, then gives back connections and threads."""
@@ -315,6 +323,7 @@ class Services:
             log.warning("the last use of some keys was not written", exc_info=True)
         await self._clerk.close()
         await self._listener.close()
+        await self.standby.close()
         await self.rate_limits.close()
         await self.package_limits.close()
         await self.lookups.close()

@@ -48,6 +48,8 @@ def target(settings: Settings) -> Iterator[Target]:
         _check_url("CRAFELY_POOLER_URL", settings.pooler_url)
         if settings.database_url is None:
             raise SettingsError("CRAFELY_POOLER_URL: CRAFELY_DATABASE_URL has to name the server behind it")
+    if settings.replica_url is not None:
+        _check_url("CRAFELY_REPLICA_URL", settings.replica_url)
     if settings.database_url is None:
         with embedded.running(settings.data_dir, postgres_bin=settings.postgres_bin) as server:
             yield Target(server.url, embedded=True, psql=str(near(server.bin / "psql")))

@@ -10,7 +10,7 @@ import re
 import select
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import psycopg
 from psycopg import AsyncConnection, AsyncRawCursor
@@ -34,6 +34,7 @@ __all__ = [
     "DatabaseUnavailableError",
     "Identity",
     "Session",
+    "Standby",
     "accepts",
     "connect",
     "unavailable",
@@ -69,6 +70,15 @@ class DatabaseUnavailableError(ConnectionError):
         return _PASSES.search(str(self)) is not None
 
 
+class Standby(Protocol):
+    """What may answer in the place of the server that is written to: see replica.py."""
+
+    async def execute(
+        self, role: str, identity: Identity, statement: Statement, values: Sequence[Any]
+    ) -> Result | None:
+        """Runs a statement that may be answered so. None: it is to be run as ever."""
+
+
 class Session:
     """Runs each statement in a transaction of its own, as one role, for one identity. Made by ``Database.session``."""
 
@@ -80,6 +90,7 @@ class Session:
         identity: Identity,
         seconds: float,
         observe: Observer,
+        standby: Standby | None = None,
     ) -> None:
         self._pool = pool
         self._begin = begin
@@ -87,10 +98,15 @@ class Session:
         self._role = role
         self._identity = identity
         self._observe = observe
+        self._standby = standby
 
     async def execute(self, statement: Statement, values: Sequence[Any]) -> Result:
         """Runs a statement in one round trip. A plan that a migration made stale is made anew, once."""
         check_role(statement, self._role)
+        if self._standby is not None and statement.header.replica:
+            result = await self._standby.execute(self._role, self._identity, statement, values)
+            if result is not None:
+                return result
         with Watch(statement.name, self._observe):
             async with _connection(self._pool, self._seconds) as (connection, patience):
                 try:
@@ -166,6 +182,8 @@ class Database:
         self.pool_timeout = pool_timeout
         self._statement_timeout = statement_timeout
         self._observe = observe
+        # What answers for it where it may (replica.py). None: nothing does.
+        self.standby: Standby | None = None
         # Users' statements are most of the work; the other roles run few, short ones.
         self.pools = {role: self._pool(role, size if role == "crafely_app" else max(2, size // 4)) for role in roles}
         self._begins = {role: self._begin(role) for role in roles}
@@ -219,7 +237,7 @@ class Database:
     def session(self, role: str, identity: Identity = NOBODY) -> Session:
         """A session of one role for one identity: cheap, one for each request. Connections are taken a statement."""
         seconds = self._statement_timeout + _SILENCE
-        return Session(self.pools[role], role, self._begins[role], identity, seconds, self._observe)
+        return Session(self.pools[role], role, self._begins[role], identity, seconds, self._observe, self.standby)
 
     async def connect(self, role: str) -> Connection:
         """A connection to the server itself, of no pool, to be closed by whoever asked for it. Raises psycopg's errors.

@@ -22,6 +22,12 @@ class AppliedMigration(Row, frozen=True):
     migration_hash: str
 
 
+class Position(Row, frozen=True):
+    """How far the log of a server reaches, in bytes from its beginning."""
+
+    bytes: int
+
+
 class Statistics(Row, frozen=True):
     """Whether pg_stat_statements counts, and since when; ``dropped`` entries were forgotten for want of room.
 
@@ -257,3 +263,8 @@ async def sample(db: Executor, *, take: int) -> int:
 @sql
 async def forget_samples(db: Executor, *, older_than: datetime) -> int:
     """Forgets samples that are older. Gives how many."""
+
+
+@sql
+async def position(db: Executor) -> Position:
+    """How far the log reaches. Raises psycopg.errors.ObjectNotInPrerequisiteState on a standby."""

@@ -62,7 +62,7 @@ def test_programs_get_everything(monitor: Any) -> None:
     desk = json.loads(said)
     assert code == 1
     assert [alert["code"] for alert in desk["alerts"]] == ["no_statistics"]
-    assert set(desk) == {"alerts", "overview", "queries", "indexes", "storage", "pool", "activity", "backup"}
+    assert set(desk) == {"alerts", "overview", "queries", "indexes", "storage", "pool", "activity", "backup", "replica"}
     assert desk["overview"]["maxConnections"] > desk["overview"]["connections"] > 0
 
 
