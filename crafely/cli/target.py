@@ -14,6 +14,7 @@ from psycopg.pq import Conninfo
 
 from crafely.config import Settings, SettingsError
 from crafely.db import embedded, migrate
+from crafely.db.hosts import undecided
 from crafely.db.migration_files import MigrationError
 from crafely.db.session import Database
 from crafely.db.tls import secured
@@ -55,6 +56,10 @@ def target(settings: Settings) -> Iterator[Target]:
             yield Target(server.url, embedded=True, psql=str(near(server.bin / "psql")))
         return
     _check_url("CRAFELY_DATABASE_URL", settings.database_url)
+    if undecided(settings.database_url):
+        raise SettingsError(
+            "CRAFELY_DATABASE_URL: several hosts, and only one of them writes: say target_session_attrs=primary"
+        )
     yield Target(settings.database_url, embedded=False)
 
 

@@ -130,6 +130,10 @@ class Channel:
             await self.open()
             result = await self._execute(statement, values)
             failed = False
+        except psycopg.errors.ReadOnlySqlTransaction as error:
+            # Its server is no primary any more: another connection may lead to who is.
+            self._lose(error)
+            raise
         finally:
             self._observe(statement.name, time.perf_counter() - begin, failed)
         return result

@@ -22,6 +22,7 @@ from psycopg_pool import AsyncConnectionPool
 from crafely.db.adapters import ADAPTERS
 from crafely.db.begin import NOBODY, Begin, Identity, PooledBegin
 from crafely.db.channel import SILENT, Channel, Connection, Observer, Patience
+from crafely.db.hosts import Hosts, reasons
 from crafely.db.pooled_channel import PooledChannel
 from crafely.db.query import Result, Statement, WrongRoleError, check_role
 from crafely.db.tls import secured
@@ -52,6 +53,8 @@ _PASSES = re.compile(
     # PgBouncer's own, and what is left of them where a pipeline waits for its answers.
     "|no more connections allowed|server_login_retry|query_wait_timeout|client_login_timeout"
     "|server closed the connection unexpectedly"
+    # Of several servers none writes: a standby is about to be promoted.
+    "|in hot standby mode|session is read-only"
 )
 # What tells whether two URLs lead to the same database.
 _WHICH = (
@@ -66,7 +69,7 @@ class DatabaseUnavailableError(ConnectionError):
 
     @property
     def passes(self) -> bool:
-        """Whether it is known to pass by itself: others use all connections, or nothing is heard."""
+        """Whether it is known to pass by itself: others use all connections, nothing is heard, or none is primary."""
         return _PASSES.search(str(self)) is not None
 
 
@@ -177,7 +180,7 @@ class Database:
 
         Raises DatabaseUnavailableError for a URL that libpq does not understand.
         """
-        self._url, self._pooler = _understood(url), None if pooler is None else _understood(pooler)
+        self._hosts, self._pooler = _understood(url), None if pooler is None else _understood(pooler)
         # How many seconds a caller waits for a connection, here or in a coalescer.
         self.pool_timeout = pool_timeout
         self._statement_timeout = statement_timeout
@@ -189,12 +192,15 @@ class Database:
         self._begins = {role: self._begin(role) for role in roles}
 
     def _pool(self, role: str, size: int) -> AsyncConnectionPool[Connection]:
+        hosts = self._pooler or self._hosts
+
         async def configure(connection: Connection) -> None:
             connection.prepared_max = _PREPARED_MAX
+            hosts.found(connection.pgconn)
             await _check_login(connection, self._begin(role))
 
         return AsyncConnectionPool(
-            self._pooler or self._url,
+            lambda: hosts.url,
             min_size=1,
             max_size=size,
             open=False,
@@ -205,7 +211,7 @@ class Database:
             name=role,
             configure=configure,
             connection_class=AsyncConnection,
-            kwargs=_options(self._pooler or self._url, self._begin(role)),
+            kwargs=_options(hosts.url, self._begin(role)),
         )
 
     def _begin(self, role: str) -> Begin:
@@ -214,11 +220,11 @@ class Database:
 
     async def open(self) -> None:
         """Connects each pool once. Raises DatabaseUnavailableError or WrongRoleError with one line that says why."""
-        url = self._pooler or self._url
+        hosts = self._pooler or self._hosts
         try:
             # What a pool would only log and try again, asked once by ourselves, so that it can be said.
             for begin in self._begins.values():
-                async with await _dedicated(url, begin) as probe:
+                async with await _dedicated(hosts, begin) as probe:
                     through = await (await probe.execute(_WHICH)).fetchone()
             if self._pooler is not None and self._begins:
                 async with await self.connect(next(iter(self._begins))) as probe:
@@ -227,7 +233,7 @@ class Database:
             for pool in self.pools.values():
                 await pool.open(wait=True, timeout=self.pool_timeout * 2)
         except psycopg.Error as error:
-            raise DatabaseUnavailableError(unavailable(url, error)) from None
+            raise DatabaseUnavailableError(unavailable(hosts.url, error)) from None
 
     async def close(self) -> None:
         """Gives every connection back to the server."""
@@ -244,7 +250,7 @@ class Database:
 
         What needs a session has one here: behind a pooler, too.
         """
-        return await _dedicated(self._url, Begin(role, self._statement_timeout))
+        return await _dedicated(self._hosts, Begin(role, self._statement_timeout))
 
     def channel(self, role: str) -> Channel:
         """A dedicated connection of a role that works for any user. Not connected yet."""
@@ -295,10 +301,7 @@ def unavailable(url: str, error: psycopg.Error) -> str:
         place = f"{where.get('host') or 'the local socket'}, database {where.get('dbname') or 'of the same name'}"
     except psycopg.ProgrammingError:
         return "the database URL is not one that libpq understands: postgresql://user@host:port/database"
-    # libpq says the last thing it tried last; what it has to advise stands under it, behind a tab.
-    lines = [line for line in str(error).splitlines() if line.strip() and not line.startswith("\t")]
-    reason = lines[-1].strip() if lines else type(error).__name__
-    return f"cannot use the database at {place}: {reason}"
+    return f"cannot use the database at {place}: {reasons(error)}"
 
 
 @asynccontextmanager
@@ -319,6 +322,10 @@ async def _connection(
         with Patience(connection, seconds) as patience:
             async with connection:
                 yield connection, patience
+    except psycopg.errors.ReadOnlySqlTransaction:
+        # Its server is no primary any more, as behind a proxy that has stayed: another one may lead to who is.
+        await connection.close()
+        raise
     finally:
         await pool.putconn(connection)
 
@@ -336,10 +343,9 @@ def _closed(connection: Connection) -> bool:
     return False
 
 
-def _understood(url: str) -> str:
+def _understood(url: str) -> Hosts:
     try:
-        conninfo_to_dict(url)
-        return secured(url)
+        return Hosts(secured(url))
     except psycopg.ProgrammingError as error:
         raise DatabaseUnavailableError(unavailable(url, error)) from None
 
@@ -356,9 +362,10 @@ def _options(url: str, begin: Begin) -> dict[str, Any]:
     }
 
 
-async def _dedicated(url: str, begin: Begin) -> Connection:
-    connection = await AsyncConnection.connect(url, **_options(url, begin))
+async def _dedicated(hosts: Hosts, begin: Begin) -> Connection:
+    connection = await AsyncConnection.connect(hosts.url, **_options(hosts.url, begin))
     try:
+        hosts.found(connection.pgconn)
         await _check_login(connection, begin)
     except BaseException:
         await connection.close()

@@ -20,13 +20,18 @@ def secured(url: str) -> str:
     ``sslrootcert=system`` means (verify-full). Raises psycopg.ProgrammingError for what libpq does not understand.
     Source: https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-CONNECT-SSLMODE
     """
-    given = {name: str(value) for name, value in conninfo_to_dict(url).items() if value is not None}
-    said = {**_defaults(given.get("service")), **given}
-    if "sslmode" in said or said.get("sslrootcert") == "system":
+    given = said(url)
+    if "sslmode" in given or given.get("sslrootcert") == "system":
         return url
-    if not any(_is_remote(host.strip()) for name in ("host", "hostaddr") for host in said.get(name, "").split(",")):
+    if not any(_is_remote(host.strip()) for name in ("host", "hostaddr") for host in given.get(name, "").split(",")):
         return url
     return make_conninfo(url, sslmode="require")
+
+
+def said(url: str) -> dict[str, str]:
+    """What a URL says, and where that says nothing, environment and service file. Raises as ``secured`` does."""
+    given = {name: str(value) for name, value in conninfo_to_dict(url).items() if value is not None}
+    return {**_defaults(given.get("service")), **given}
 
 
 def _defaults(service: str | None) -> dict[str, str]:

@@ -146,6 +146,7 @@ def test_a_bad_setting_is_one_line(folder: Path, variables: dict[str, str], said
     [
         ("serve --port 0", f"postgresql://me:{SECRET}@nowhere.invalid/crafely", "nowhere.invalid"),
         ("serve --port 0", f"postgresql://me:{SECRET}@127.0.0.1:1/crafely", "refused"),
+        ("serve --port 0", f"postgresql://me:{SECRET}@127.0.0.1:1,127.0.0.1:2/crafely", "target_session_attrs=primary"),
         ("serve --port 0", f"mysql://me:{SECRET}@127.0.0.1/crafely", NO_URL),
         ("serve --port 0", f"me {SECRET}", NO_URL),
         ("keys list", f"postgresql://me:{SECRET}@127.0.0.1:1/crafely", "refused"),
