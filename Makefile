@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 # What sqlfluff reads. The lab's statements and the filling have places for names and values, which it does not know.
-SQL_FILES := $(wildcard sql/*/*.sql migrations/*.sql crafely/db/objects/*.sql crafely/db/backup/*.sql)
+SQL_FILES := $(wildcard sql/*/*.sql migrations/*.sql crafely/db/objects/*.sql crafely/db/backup/*.sql crafely/db/prisma/*.sql crafely/db/prisma/*/*.sql)
 
 # Another server for the tests: PG=/usr/lib/postgresql/15/bin (its programs) or PG=postgresql://… (one that runs).
 PG ?= $(CRAFELY_TEST_POSTGRES)

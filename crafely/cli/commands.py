@@ -8,12 +8,27 @@ from typing import NoReturn
 import psycopg
 
 from crafely import __version__
-from crafely.cli import audit, backup, bench, catalog, check, explain, keys, migrate, monitor, openapi, serve, usage
+from crafely.cli import (
+    audit,
+    backup,
+    bench,
+    catalog,
+    check,
+    explain,
+    import_prisma,
+    keys,
+    migrate,
+    monitor,
+    openapi,
+    serve,
+    usage,
+)
 from crafely.cli.listen import ListenError
 from crafely.config import SettingsError
 from crafely.db.backup.folder import BackupError
 from crafely.db.embedded import EmbeddedError
 from crafely.db.migration_files import MigrationError
+from crafely.db.prisma import PrismaError
 from crafely.db.query import WrongRoleError
 from crafely.db.session import DatabaseUnavailableError
 from crafely.keyring import KeyringError
@@ -23,6 +38,7 @@ _EXPECTED = (
     SettingsError,
     EmbeddedError,
     BackupError,
+    PrismaError,
     KeyringError,
     MigrationError,
     DatabaseUnavailableError,
@@ -57,6 +73,20 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"crafely {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for group in (serve, keys, usage, audit, migrate, check, explain, catalog, monitor, backup, openapi, bench):
+    for group in (
+        serve,
+        keys,
+        usage,
+        audit,
+        migrate,
+        check,
+        explain,
+        catalog,
+        monitor,
+        backup,
+        import_prisma,
+        openapi,
+        bench,
+    ):
         group.add(commands)
     return parser

@@ -222,7 +222,7 @@ def test_what_the_database_makes_of_the_rows_is_read_back(
     made: Backup, empty_database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Triggers that did not rest would write the trail a second time, and no file shows that."""
-    monkeypatch.setattr(restoring, "_rest", lambda _: ([], []))
+    monkeypatch.setattr(restoring, "rest", lambda _: ([], []))
     with pytest.raises(BackupError, match=r"the table audit_log was given \d+ rows, and \d+ were backed up"):
         restore(empty_database, made.path, ring=RING)
     assert is_empty(empty_database)

@@ -118,7 +118,7 @@ def _load(
     for table in order:
         _make_months(connection, table)
     before = snapshot.look(connection)
-    triggers, forced = _rest(connection)
+    triggers, forced = rest(connection)
     # What a migration has put into a table is in the backup, too, or was taken out since.
     connection.execute(names.SQL("truncate {}").format(listed(table.name for table in order)))
     done = 0
@@ -133,7 +133,7 @@ def _load(
         )
     for table in order:
         _compare(connection, table, on_progress, manifest.rows)
-    _wake(connection, triggers, forced)
+    wake(connection, triggers, forced)
     if manifest.migrations == migrate.expected():
         for statement in finish:
             connection.execute(statement.text)
@@ -156,30 +156,35 @@ def _order(connection: psycopg.Connection[Any], manifest: Manifest) -> list[Tabl
 def _make_months(connection: psycopg.Connection[Any], table: TableCopy) -> None:
     """Makes the months that the backup has and the migrations did not make, as ensure_month_partitions does."""
     for name in table.partitions:
-        month = MONTH.fullmatch(name)
-        if month is None or connection.execute("select to_regclass(%s)", [f"public.{name}"]).fetchone() != (None,):
-            continue
-        first = date(int(month["year"]), int(month["month"]), 1)
-        after = date(first.year + first.month // 12, first.month % 12 + 1, 1)
-        part, parent = names.Identifier(name), names.Identifier(table.name)
-        for text in (
-            "create table {part} (like {parent} including all excluding identity)",
-            "alter table {parent} attach partition {part} for values from ({first}) to ({after})",
-            "alter table {part} enable row level security",
-            "alter table {part} force row level security",
-        ):
-            connection.execute(
-                names.SQL(text).format(
-                    part=part,
-                    parent=parent,
-                    first=names.Literal(f"{first} 00:00:00+00"),
-                    after=names.Literal(f"{after} 00:00:00+00"),
-                )
+        make_month(connection, name)
+
+
+def make_month(connection: psycopg.Connection[Any], name: str) -> None:
+    """Makes the month that a partition's name says, such as usage_y2026m11, unless it is there. Gives nothing."""
+    month = MONTH.fullmatch(name)
+    if month is None or connection.execute("select to_regclass(%s)", [f"public.{name}"]).fetchone() != (None,):
+        return
+    first = date(int(month["year"]), int(month["month"]), 1)
+    after = date(first.year + first.month // 12, first.month % 12 + 1, 1)
+    part, parent = names.Identifier(name), names.Identifier(month["table"])
+    for text in (
+        "create table {part} (like {parent} including all excluding identity)",
+        "alter table {parent} attach partition {part} for values from ({first}) to ({after})",
+        "alter table {part} enable row level security",
+        "alter table {part} force row level security",
+    ):
+        connection.execute(
+            names.SQL(text).format(
+                part=part,
+                parent=parent,
+                first=names.Literal(f"{first} 00:00:00+00"),
+                after=names.Literal(f"{after} 00:00:00+00"),
             )
+        )
 
 
-def _rest(connection: psycopg.Connection[Any]) -> tuple[list[tuple[str, str, str]], list[str]]:
-    """Lays triggers and the owner's row-level security to rest. Gives what to wake."""
+def rest(connection: psycopg.Connection[Any]) -> tuple[list[tuple[str, str, str]], list[str]]:
+    """Lays triggers and the owner's row-level security to rest, in this transaction. Gives what to wake."""
     triggers = connection.execute(question("triggers")).fetchall()
     for relation, trigger, _ in triggers:
         _alter(connection, relation, "disable trigger {}", trigger)
@@ -189,7 +194,8 @@ def _rest(connection: psycopg.Connection[Any]) -> tuple[list[tuple[str, str, str
     return triggers, forced
 
 
-def _wake(connection: psycopg.Connection[Any], triggers: Iterable[tuple[str, str, str]], forced: Iterable[str]) -> None:
+def wake(connection: psycopg.Connection[Any], triggers: Iterable[tuple[str, str, str]], forced: Iterable[str]) -> None:
+    """Wakes what ``rest`` gave."""
     for relation, trigger, enabled in triggers:
         _alter(connection, relation, _ENABLE[enabled] + " trigger {}", trigger)
     for name in forced:

@@ -1,0 +1,9 @@
+-- Agents, as the source has them, but for their texts and tools.
+select
+    id,
+    name,
+    created_at at time zone 'utc' as created_at,
+    updated_at at time zone 'utc' as updated_at,
+    deleted_at at time zone 'utc' as deleted_at,
+    user_id
+from agents
