@@ -17,7 +17,7 @@ ROLES = (
     "crafely_encryption",
 )
 # The words of a header, in the order in which they stand.
-WORDS = ("returns", "one row", "role", "reads", "uses", "scans", "not null")
+WORDS = ("returns", "one row", "role", "reads", "across users", "uses", "scans", "not null")
 
 # A long list goes on in another line of the same word.
 _REPEATED = {"uses", "scans", "not null"}
@@ -53,6 +53,8 @@ class Header(msgspec.Struct, frozen=True):
     not_null: tuple[str, ...] = ()
     # Why one row comes at most, and for «one» at least, where the server's parse tree does not show it.
     one_row: str = ""
+    # Why it is about the rows of all users, where their tables may be spread over servers (contract/distribution.py).
+    across_users: str = ""
     # The line on which each word stands, for error messages; of each table of «scans», too: "scans usage".
     lines: dict[str, int] = {}
 
@@ -97,6 +99,7 @@ def read_header(path: Path, name: str, source: str) -> tuple[Header, int]:
         uses=_list(path, lines, words, "uses", None),
         scans=_scans(path, lines, words),
         one_row=_because(path, lines, words, "one row"),
+        across_users=_because(path, lines, words, "across users"),
         not_null=_list(path, lines, words, "not null", None),
         lines=lines,
     )

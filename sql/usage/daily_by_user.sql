@@ -3,6 +3,7 @@
 -- returns: many DailyUsageByUser
 -- role: crafely_admin
 -- reads: replica
+-- across users: because administrators see the sums of everybody
 -- uses: usage_daily_day_user_id_idx
 select
     user_id,

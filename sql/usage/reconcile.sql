@@ -4,6 +4,7 @@
 -- writing. A side that lacks the group altogether is null.
 -- returns: many Difference
 -- role: crafely_backup
+-- across users: because one user is the exception
 -- uses: usage_daily_day_user_id_idx
 -- scans: usage, because each record of the range is added up anew
 with sides as (

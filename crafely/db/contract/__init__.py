@@ -5,6 +5,7 @@
     tree.py         the server's own parse tree (nodes.py reads it), on which the last two stand
     plan.py         the indexes that the header names, the tables that may be read from end to end
     tenancy.py      statements of users name the user
+    distribution.py statements on tables that may be spread over servers name the user, too
     replica.py      what a standby may answer writes nothing and locks nothing
     grants.py       what each role may do, against a reviewed file and against what statements need
     style.py        how files are written
@@ -21,6 +22,7 @@ import psycopg
 
 from crafely.db import plans, query
 from crafely.db.contract import facts, fix, grants, plan, signature, style, tree
+from crafely.db.contract.distribution import distribution
 from crafely.db.contract.facts import Facts
 from crafely.db.contract.findings import Finding, at_offset, at_text
 from crafely.db.contract.replica import replica
@@ -164,6 +166,7 @@ class _Check:
         for role in statement.header.roles:
             self._needs.add(role, read)
         yield from tenancy(statement, read, self._known)
+        yield from distribution(statement, read, self._known)
         yield from replica(statement, read, self._known)
         scope = Scope(read, self._known)
         yield from signature.rows(statement, scope)
