@@ -32,6 +32,7 @@ LEDGER_DAYS = 40
 _BIN = 1.1
 # The largest multiple of a load that is looked at.
 _FAR = 1e9
+_WITH_READS, _WRITES = "the primary's processors, reads and writes", "the primary's processors, writes alone"
 
 
 def per_event(batch: int, single: float, event: float, request: float) -> float:
@@ -148,13 +149,14 @@ def plan(load: Load, costs: Costs, machine: Machine) -> Answer:
     disk = machine.disk * machine.utilization
     fits = need.touch_wal + need.record_wal <= log and need.key_disk + need.usage_disk <= disk
     if fits and need.worker_cores + need.server_cores <= full:
-        return Answer("one machine", need.workers, 0, 1, 0, 0, 1, need.connections > machine.max_connections, need)
+        return Answer("one machine", need.workers, 0, 1, 0, 0, "", 1, need.connections > machine.max_connections, need)
     # Reads leave the primary when they do not fit beside the writes, and writes of usage when they do not fit alone.
     replicas = math.ceil(need.read_cores / full) if need.server_cores > full else 0
-    shards = 0
+    shards, shards_for = 0, ""
     if load.events and (not fits or need.touch_cores + need.record_cores > full):
-        parts = (need.record_cores / full, need.record_wal / log, need.usage_disk / disk)
-        shards = max(2, *(math.ceil(part) for part in parts))
+        parts = {"processors": need.record_cores / full, "log": need.record_wal / log, "disk": need.usage_disk / disk}
+        shards_for = max(parts, key=lambda name: parts[name])
+        shards = max(2, math.ceil(parts[shards_for]))
     stays = machine.coordinator if shards else 1
     written = need.touch_cores + need.record_cores * stays
     logged, stored = (need.touch_wal, need.key_disk) if shards else (need.touch_wal + need.record_wal, need.key_disk)
@@ -167,6 +169,7 @@ def plan(load: Load, costs: Costs, machine: Machine) -> Answer:
         databases=databases,
         replicas=replicas,
         shards=shards,
+        shards_for=shards_for,
         machines=apart + databases + replicas + shards,
         pooler=need.connections > machine.max_connections,
         demand=need,
@@ -184,9 +187,9 @@ def _used_up(machine: Machine) -> list[tuple[str, Callable[[Demand], float], str
             "workers on machines of their own, the database on its own",
         ),
         ("the primary's connections", lambda d: d.connections / machine.max_connections, "a pooler before it"),
-        ("the primary's processors, reads and writes", lambda d: d.server_cores / cores, "replicas for lookups"),
+        (_WITH_READS, lambda d: d.server_cores / cores, "replicas for lookups"),
         (
-            "the primary's processors, writes alone",
+            _WRITES,
             lambda d: (d.touch_cores + d.record_cores) / cores,
             "Citus for usage",
         ),
@@ -221,12 +224,14 @@ def limits(load: Load, costs: Costs, machine: Machine) -> list[Limit]:
             low, high = high, high * 10
         if not over(high):
             continue
-        # What keys alone use up is used up by no load at all.
-        high = low if over(low) else high
         for _ in range(30):
             middle = math.sqrt(low * high)
             low, high = (low, middle) if over(middle) else (middle, high)
         found.append(Limit(what, what.startswith("one "), high, load.lookups * high, load.events * high, then))
+    # Where no row of a key is read, replicas for that are no help.
+    by_name = {limit.what: limit.factor for limit in found}
+    useless = by_name.get(_WITH_READS, math.inf) > 0.999 * by_name.get(_WRITES, math.inf)
+    found = [limit for limit in found if not (useless and limit.what == _WITH_READS)]
     return sorted(found, key=lambda limit: limit.factor)
 
 

@@ -80,7 +80,7 @@ def _needs(answer: Answer) -> list[list[str]]:
         ["machines of workers", f"{answer.worker_machines:,}"],
         ["primaries", f"{answer.databases:,}"],
         ["replicas for lookups", f"{answer.replicas:,}"],
-        ["shards of usage", f"{answer.shards:,}"],
+        ["shards of usage", _shards(answer)],
         ["machines in all", f"{answer.machines:,}"],
         ["a pooler", "yes" if answer.pooler else "no"],
         [
@@ -101,6 +101,10 @@ def _needs(answer: Answer) -> list[list[str]]:
     ]
 
 
+def _shards(answer: Answer) -> str:
+    return f"{answer.shards:,} for {answer.shards_for}" if answer.shards else "0"
+
+
 def _limits(found: Sequence[Limit]) -> Section:
     rows = [[one.what, f"{one.factor:,.3g} ×", f"{one.lookups:,.0f}", f"{one.events:,.0f}", one.then] for one in found]
     head = ["what ends first, wholly used", "of this load", "lookups/s", "events/s", "then"]
@@ -111,7 +115,7 @@ def _loads(found: Capacity) -> Section:
     rows = []
     for line in found.loads:
         answer, need = line.answer, line.answer.demand
-        counts = (answer.workers, answer.databases, answer.replicas, answer.shards, answer.machines)
+        counts = (answer.workers, answer.databases, answer.replicas)
         rows.append(
             [
                 f"{line.load.lookups:,.0f}",
@@ -119,6 +123,8 @@ def _loads(found: Capacity) -> Section:
                 f"{line.load.event_batch:,}" if line.load.events else "",
                 answer.tier,
                 *(f"{count:,}" for count in counts),
+                _shards(answer),
+                f"{answer.machines:,}",
                 f"{need.worker_cores:,.1f} + {need.server_cores:,.1f}",
                 f"{size(need.touch_wal + need.record_wal)}/s",
                 size(need.key_disk + need.usage_disk),

@@ -137,6 +137,8 @@ class Answer(msgspec.Struct, frozen=True, rename="camel"):
     databases: int
     replicas: int
     shards: int
+    # What they are for: «processors», «log» or «disk», the one that takes most of them; empty where there are none.
+    shards_for: str
     machines: int
     pooler: bool
     demand: Demand

@@ -78,6 +78,7 @@ def test_events_alone_and_in_batches() -> None:
     # An event's own 10 and 30 µs, and 5 µs of its batch.
     assert (batches.worker_cores, batches.record_cores) == pytest.approx((1.5, 3.5))
     assert batches.record_wal == pytest.approx(100_000 * 1208)
+    assert [model.per_event(batch, 7, 1, 10) for batch in (1, 2, 10)] == [7, 6, 2]
     assert batches.network == pytest.approx(8 * 100_000 * 257.5)
 
 
@@ -133,6 +134,8 @@ def test_a_row_is_read_again_when_its_time_is_over() -> None:
     # Each of 100 keys comes 10 times a second and is believed for 0.1 s: one of 1 + 1 is read.
     load, machine = loads(keys=100, lookups=1000, hit_rate=None, zipf=0.0), Machine(key_cache_seconds=0.1)
     assert msgspec.structs.astuple(model.shares(load, machine, 1)) == pytest.approx((0.5, 0.5, 0.0))
+    need = model.demand(load, COSTS, machine)
+    assert need.read_cores == pytest.approx(500 * 20e-6)
     # Each of ten workers sees a tenth of that: one of 1 + 0.1.
     assert model.shares(load, machine, 10).read == pytest.approx(1 / 1.1)
     assert model.shares(load, Machine(key_cache_seconds=0), 1).read == 1
@@ -167,18 +170,39 @@ def test_from_one_machine_to_many() -> None:
     reading = model.plan(loads(lookups=1_000_000, hit_rate=0.0), COSTS, MACHINE)
     assert (reading.tier, reading.replicas, reading.shards) == ("primary", 3, 0)
     assert reading.pooler
+    assert reading.machines == reading.worker_machines + 1 + 3
     # 500,000 × 35 µs are 17.5 processors; by the log, 604 MB/s of the 120 planned for, it is six shards.
     usage = model.plan(loads(lookups=0, events=500_000, event_batch=100, retention_months=1), COSTS, MACHINE)
     assert usage.tier == "Citus"
+    assert usage.shards_for == "disk"
     assert usage.shards == math.ceil(usage.demand.usage_disk / (16e12 * 0.6)) > math.ceil(604 / 120)
     quick = model.plan(loads(lookups=0, events=500_000, event_batch=100, retention_months=1), COSTS, Machine(disk=1e18))
-    assert quick.shards == math.ceil(604 / 120)
+    assert (quick.shards, quick.shards_for) == (math.ceil(604 / 120), "log")
     # What stays on the coordinator, 0.25 × 17.5, fits one.
     assert quick.databases == 1
     small = Machine(cores=4, disk=1e18)
     assert model.plan(loads(lookups=0, events=500_000, event_batch=100), COSTS, small).databases == math.ceil(
         4.375 / 2.4
     )
+
+
+def test_what_does_not_fit_together_is_apart() -> None:
+    large = Machine(disk=1e18)
+    # 5 processors of workers and 5 of PostgreSQL, of 9.6: each fits, both do not.
+    assert model.plan(loads(lookups=0, events=50_000), COSTS, large).tier == "primary"
+    # 8 of writes, 0.6 of them of keys, and 2.4 of reads.
+    both = model.plan(loads(lookups=120_000, hit_rate=0.0, events=75_000), COSTS, Machine(disk=1e18, wal=1e18))
+    assert (both.tier, both.replicas, both.shards) == ("primary", 1, 0)
+    # 9.5 processors of usage, and 0.4 to note 80,000 keys a second: two shards, though one would hold usage.
+    wide = loads(keys=10**9, lookups=80_000, zipf=0.0, events=95_000)
+    assert model.plan(wide, COSTS, Machine(disk=1e18, wal=1e18)).shards == 2
+    # Little to do, and more bytes than a disk has.
+    assert model.plan(loads(lookups=1, events=1000), COSTS, Machine(disk=1e9)).tier == "Citus"
+    # A million keys noted in a second are 200 MB of log, of the 120 that one primary is planned for.
+    noted = model.plan(loads(keys=10**9, lookups=1_000_000, zipf=0.0), COSTS, large)
+    assert (noted.databases, noted.shards) == (2, 0)
+    # So are a thousand million keys of 1.6 kB, their trail included, too much for a disk of a terabyte.
+    assert model.plan(loads(keys=10**9), COSTS, Machine(disk=1e12)).databases == math.ceil(1.625e12 / 0.6e12)
 
 
 def test_what_ends_first() -> None:
@@ -195,6 +219,14 @@ def test_what_ends_first() -> None:
     log = next(limit for limit in events if limit.what == "the primary's log")
     assert log.events == pytest.approx(200e6 / 1500, rel=1e-4)
     assert log.lookups == 0
+
+
+def test_replicas_are_no_help_where_nothing_is_read() -> None:
+    def ends(**changes: float | None) -> list[str]:
+        return [limit.what for limit in model.limits(loads(**changes), COSTS, MACHINE) if "reads" in limit.what]
+
+    assert ends(lookups=0, events=1000) == []
+    assert ends(lookups=1000, events=1000, hit_rate=0.5) == ["the primary's processors, reads and writes"]
 
 
 def test_keys_that_no_disk_holds_end_it_at_once() -> None:
