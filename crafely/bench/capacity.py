@@ -276,7 +276,7 @@ def _points(lab: Lab, costs: Costs) -> list[Point]:
         lab.total(name) for name in (TWO, TWO_FEW, ZIPF, BELIEVED, MIXED, HUNDRED)
     )
     # The slowest of: two workers, one client, and what others leave of the machine for all three.
-    left = processes.cpus() - two.others / lab.rounds(TWO)
+    left = max(0.0, processes.cpus() - two.others / lab.rounds(TWO))
     client = hit.client / hit.lookups
     most = min(2 / costs.hit_worker, 1 / client, left / (costs.hit_worker + client + hit.server / hit.lookups))
     # The caller's own key has one place of the cache.

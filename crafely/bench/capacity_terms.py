@@ -3,9 +3,10 @@
 Units: seconds of one processor, bytes, and things a second.
 """
 
-import math
-
 import msgspec
+
+# More than any prediction is off that says anything.
+_OFF = 1e6
 
 
 class Costs(msgspec.Struct, frozen=True, rename="camel"):
@@ -178,9 +179,9 @@ class Point(msgspec.Struct, frozen=True, rename="camel"):
 
     @property
     def factor(self) -> float:
-        """By how much it is off, in either direction: 1 is right."""
+        """By how much it is off, in either direction: 1 is right; a million at most, since JSON has no infinity."""
         low, high = sorted((self.predicted, self.measured))
-        return high / low if low > 0 else math.inf
+        return high / max(low, high / _OFF) if high > 0 else 1.0
 
 
 class Capacity(msgspec.Struct, frozen=True):

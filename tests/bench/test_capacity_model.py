@@ -282,8 +282,8 @@ def test_a_million_a_second_is_answered() -> None:
 
 def test_how_far_off_a_prediction_is() -> None:
     assert Point("", "bytes", 2.0, 1.0).factor == Point("", "bytes", 1.0, 2.0).factor == 2.0
-    assert Point("", "bytes", 0.0, 1.0).factor == math.inf
-    assert Point("", "bytes", 3.0, 3.0).factor == 1.0
+    assert Point("", "bytes", 0.0, 1.0).factor == Point("", "bytes", 1.0, 0.0).factor == 1e6
+    assert Point("", "bytes", 3.0, 3.0).factor == Point("", "bytes", 0.0, 0.0).factor == 1.0
     assert Point("", "bytes", 1, 1).counted
     assert not Point("", "processors", 1, 1).counted
 
