@@ -911,6 +911,18 @@ create policy usage_default_move on usage_default
     using (true)
     with check (true);
 
+create table usage_drops (
+    month date not null,
+    created_at timestamp with time zone default now() not null,
+    constraint usage_drops_pkey primary key (month),
+    constraint usage_drops_month_check check (extract(day from month) = 1::numeric)
+);
+
+comment on table usage_drops is 'Months whose records of usage were dropped by retention; their daily sums are kept.';
+
+grant select on usage_drops to crafely_backup;
+grant select (month) on usage_drops to crafely_app;
+
 create table usage_events (
     user_id text not null,
     event_id text not null,
@@ -1141,6 +1153,59 @@ grant execute on function drop_audit_month(integer) to crafely_admin;
 
 comment on function drop_audit_month(integer) is
     'Drops the oldest month of the trail before the months that are kept; gives it, or null where there is none.';
+
+create function drop_usage_month(month date)
+    returns boolean
+    language plpgsql
+    security definer
+    set lock_timeout to '200ms'
+    set search_path to 'public', 'pg_temp'
+as $$
+declare
+    part constant text := 'usage' || to_char(month, '_"y"YYYY"m"MM');
+begin
+    -- The two months before the current one are made anew each day: late records come for them.
+    if month <> date_trunc('month', month::timestamp)
+        or month >= date_trunc('month', now() at time zone 'utc') - interval '2 months'
+    then
+        raise exception 'the month is %, and must be the first day of one before the last two', month
+            using errcode = 'invalid_parameter_value';
+    end if;
+    -- One at a time, so that the second finds nothing to drop.
+    if not pg_try_advisory_xact_lock(hashtextextended('crafely.drop_usage_month', 0))
+        or not exists (
+            select
+            from pg_inherits i
+                join pg_class c on c.oid = i.inhrelid
+            where i.inhparent = 'usage'::regclass
+                and c.relname = part
+        )
+    then
+        return false;
+    end if;
+    execute format('drop table %I', part);
+    insert into usage_drops (month)
+    values (drop_usage_month.month)
+    on conflict do nothing;
+    insert into audit_log (actor_role, request_id, table_name, row_id, action, old)
+    values (
+        coalesce(nullif(current_setting('role', true), 'none'), session_user),
+        nullif(current_setting('crafely.request_id', true), ''),
+        'usage',
+        part,
+        'delete',
+        jsonb_build_object('month', month)
+    );
+    return true;
+end
+$$;
+
+revoke all on function drop_usage_month(date) from public;
+
+grant execute on function drop_usage_month(date) to crafely_admin;
+
+comment on function drop_usage_month(date) is
+    'Drops the records of a month that is over for good; false where there are none. Their daily sums stay.';
 
 create function restart_audit_seals(last audit_seals)
     returns audit_seals

@@ -160,6 +160,7 @@ UNAUDITED = {
     "idempotency_keys": "answers that were given, for a day; the changes themselves are in the trail",
     "monitor_samples": "sizes, which nobody changes",
     "usage_daily": "follows from usage: crafely usage reconcile",
+    "usage_drops": "the function that adds to it tells the trail of the month that went",
     "usage_events": "follows from usage",
 }
 

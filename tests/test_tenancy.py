@@ -340,7 +340,7 @@ def test_no_row_can_refer_to_somebody_elses(superuser: psycopg.Connection, role:
 
 
 # What housekeeping has the owner do.
-ADMINS = ["drop_audit_month", "ensure_month_partitions", "seal_audit_log"]
+ADMINS = ["drop_audit_month", "drop_usage_month", "ensure_month_partitions", "seal_audit_log"]
 
 
 def test_no_function_lends_users_the_rights_of_its_owner(superuser: psycopg.Connection) -> None:

@@ -183,3 +183,21 @@ async def reconcile(
 
     None stands for the first and last day that either side has, and for all users. Ordered by day and group.
     """
+
+
+@sql
+async def expired_month(db: Executor, *, months_kept: int) -> date | None:
+    """The oldest month of records, by its first day, that is older than so many before the current one."""
+
+
+@sql
+async def drop_month(db: Executor, *, month: date) -> bool:
+    """Drops a month of records, and keeps their daily sums. Gives whether there was one.
+
+    Takes its first day, which lies before the last two months. Raises LockNotAvailable where others hold it up.
+    """
+
+
+@sql
+async def is_dropped(db: Executor, *, month: date) -> bool:
+    """Whether the records of a month, given by its first day, are gone."""

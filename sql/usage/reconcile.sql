@@ -1,12 +1,13 @@
 -- sql/usage/reconcile.sql
 -- Where the daily sums are not what the records add up to, from a day (included) to a day (excluded), of one user; null
 -- leaves the range open, or takes all users. Both sides are read in one statement, so of one moment, while others go on
--- writing. A side that lacks the group altogether is null.
+-- writing. A side that lacks the group altogether is null. Sums whose records went with their month are right.
 -- returns: many Difference
 -- role: crafely_backup
 -- across users: because one user is the exception
 -- uses: usage_daily_day_user_id_idx
 -- scans: usage, because each record of the range is added up anew
+-- scans: usage_drops, because it has a row for a month, and each is compared
 with sides as (
     select
         false as is_daily,
@@ -55,5 +56,13 @@ select
 from compared
 where (raw_records, raw_tokens_in, raw_tokens_out, raw_tokens_total, raw_cost)
     is distinct from (daily_records, daily_tokens_in, daily_tokens_out, daily_tokens_total, daily_cost)
+    and (
+        raw_records is not null
+        or not exists (
+            select
+            from usage_drops d
+            where d.month = date_trunc('month', day::timestamp)::date
+        )
+    )
 order by day, user_id, provider, model, type, currency
 limit :take;
