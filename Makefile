@@ -10,7 +10,7 @@ SQL_FILES := $(wildcard sql/*/*.sql migrations/*.sql crafely/db/objects/*.sql cr
 # Another server for the tests: PG=/usr/lib/postgresql/15/bin (its programs) or PG=postgresql://… (one that runs).
 PG ?= $(CRAFELY_TEST_POSTGRES)
 
-.PHONY: run test torture soak schemathesis attack lint schema check wheel audit-dependencies constraints clean
+.PHONY: run test torture failover soak schemathesis attack lint schema check wheel audit-dependencies constraints clean
 
 run: $(VENV)/.run  ## install, start the embedded PostgreSQL, migrate, print a key, serve
 	@exec $(BIN)/crafely serve
@@ -23,6 +23,11 @@ test: $(VENV)/.dev  ## install and run every test
 
 torture: $(VENV)/.dev  ## kill -9 workers and PostgreSQL under load, twenty times; two of them are among the tests
 	TORTURE_KILLS=20 CRAFELY_TEST_POSTGRES="$(PG)" $(BIN)/python -m pytest -s -q -o faulthandler_timeout=0 tests/torture
+
+TIMES ?= 20
+
+failover: $(VENV)/.dev  ## lose the primary under load and promote its standby, TIMES in a row; once among the tests
+	FAILOVER_TIMES=$(TIMES) CRAFELY_TEST_POSTGRES="$(PG)" $(BIN)/python -m pytest -s -q -o faulthandler_timeout=0 tests/failover/test_failover.py
 
 MINUTES ?= 10
 # Seconds from one fault to the next, 0 for none; which faults come when; and a file for a picture of it.

@@ -119,10 +119,11 @@ class Node:
         self.cluster.stop()
 
     def kill(self) -> None:
-        """``kill -9``; gone when it returns."""
+        """``kill -9`` of all of it, as when its machine goes; gone when it returns, also where it was frozen."""
         processes = self._processes()
-        os.kill(processes[0], signal.SIGKILL)
-        # Its children notice, a moment later.
+        for pid in processes:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         until(lambda: not any(map(_runs, processes)), f"the end of {self.name}")
 
     def _processes(self) -> list[int]:

@@ -3,16 +3,26 @@
 import asyncio
 import random
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from contextlib import suppress
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
 
 import aiohttp
+import psycopg
 
 # How long a client waits for an answer before it believes that it will not come, and for its next try.
 ANSWER_SECONDS, PAUSE_SECONDS = 10, 0.05
+STORED = "select metadata ->> 'marker', id, event_id from usage"
+# Events without their record, records without their event, and events that name another record.
+LEDGER = """
+    select count(*)
+    from usage_events e
+    full join (select user_id, event_id, id from usage where event_id is not null) u
+        on u.user_id = e.user_id and u.event_id = e.event_id
+    where u.id is distinct from e.usage_id
+"""
 MODELS = ("gpt-4o", "gpt-4o-mini", "claude-sonnet-4-5", "gemini-2.5-flash")
 
 
@@ -136,3 +146,19 @@ class Load:
             assert time.monotonic() < since + seconds, f"no answer after {seconds} s; {dict(self.outcomes)}"
             await asyncio.sleep(0.01)
         return time.monotonic() - since
+
+    def check(self, connection: psycopg.Connection[Any]) -> int:
+        """What was acknowledged is stored, once, and nothing else is. Gives how many records are."""
+        rows = connection.execute(STORED).fetchall()
+        stored: defaultdict[str, set[str]] = defaultdict(set)
+        for marker, id_, event_id in rows:
+            assert event_id in {None, marker}
+            stored[marker].add(id_)
+        told = self.told
+        assert stored.keys() <= told.keys()
+        assert [marker for marker, one in told.items() if one.acknowledged and not stored[marker]] == []
+        assert {marker: ids for marker, ids in stored.items() if len(ids) > 1} == {}
+        assert [marker for marker, one in told.items() if one.recorded > 1] == []
+        assert [marker for marker, one in told.items() if not one.ids <= stored[marker]] == []
+        assert next(iter(connection.execute(LEDGER)))[0] == 0
+        return len(rows)
