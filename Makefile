@@ -15,11 +15,12 @@ PG ?= $(CRAFELY_TEST_POSTGRES)
 run: $(VENV)/.run  ## install, start the embedded PostgreSQL, migrate, print a key, serve
 	@exec $(BIN)/crafely serve
 
-# Some of the tests: TESTS="tests/db tests/store".
+# Some of the tests: TESTS="tests/db tests/store". All of them behind PgBouncer, where it is installed: POOLER=1.
 TESTS ?=
+POOLER ?=
 
 test: $(VENV)/.dev  ## install and run every test
-	CRAFELY_TEST_POSTGRES="$(PG)" $(BIN)/python -m pytest -n 4 --dist loadfile $(TESTS)
+	CRAFELY_TEST_POOLER="$(POOLER)" CRAFELY_TEST_POSTGRES="$(PG)" $(BIN)/python -m pytest -n 4 --dist loadfile $(TESTS)
 
 torture: $(VENV)/.dev  ## kill -9 workers and PostgreSQL under load, twenty times; two of them are among the tests
 	TORTURE_KILLS=20 CRAFELY_TEST_POSTGRES="$(PG)" $(BIN)/python -m pytest -s -q -o faulthandler_timeout=0 tests/torture

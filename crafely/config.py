@@ -136,13 +136,16 @@ def load(environ: Mapping[str, str] = os.environ, **overrides: Any) -> Settings:
         values[field] = [part.strip() for part in text.split(",") if part.strip()] if field in _LISTS else text
     values.update({name: value for name, value in overrides.items() if value is not None})
     try:
-        return msgspec.convert(values, Settings, strict=False, dec_hook=_decode)
+        settings = msgspec.convert(values, Settings, strict=False, dec_hook=_decode)
     except msgspec.ValidationError as error:
         rule, _, path = str(error).partition(" - at `$.")
         if path.rstrip("`") in _RATES:
             # A number or a word: msgspec's own sentence would name neither.
             rule = "expected requests a minute, a whole number from 1 to 1000000000, or off"
         raise SettingsError(f"{PREFIX}{path.rstrip('`').upper()}: {rule}") from None
+    if settings.pooler_url is not None and settings.database_url is None:
+        raise SettingsError("CRAFELY_POOLER_URL: CRAFELY_DATABASE_URL has to name the server behind it")
+    return settings
 
 
 def _decode(kind: type, value: Any) -> Any:

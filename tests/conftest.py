@@ -21,6 +21,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from crafely.db import embedded, migrate
 from crafely.db.session import Database, Identity, Session
+from tests import pooler
 
 # A test's database takes about 15 ms to make and 7 to drop: without a disk to wait for, copying files is quicker than
 # writing them to the log, and the drop finds nothing to write out (which would take 100 ms).
@@ -44,6 +45,12 @@ ENCRYPTION_KEY = "test:" + "dGVz" * 10 + "dGU="
 _names = itertools.count(1)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Before the first fixture is made."""
+    pooler.between.direct = item.get_closest_marker("direct") is not None
+
+
 @pytest.fixture(scope="session")
 def server() -> Iterator[embedded.Server]:
     """The server of this run, and the programs that fit it."""
@@ -59,6 +66,13 @@ def server() -> Iterator[embedded.Server]:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="crafely-test-", ignore_cleanup_errors=True))
         programs = Path(named) if named else None
         yield stack.enter_context(embedded.running(Path(folder), postgres_bin=programs, options=options))
+
+
+@pytest.fixture(scope="session", autouse=pooler.ASKED_FOR)
+def behind_a_pooler(server: embedded.Server) -> Iterator[None]:
+    """PgBouncer before all that works on the server of this run: make test POOLER=1."""
+    with pooler.between.before(server.url):
+        yield
 
 
 @pytest.fixture(scope="session")

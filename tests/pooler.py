@@ -1,4 +1,8 @@
-"""Debian's PgBouncer in transaction mode before the server of a test, by the lines that the README tells."""
+"""Debian's PgBouncer in transaction mode before the server of a test; or of all tests: make test POOLER=1.
+
+Then every Database that a test makes on the run's server goes through it, and so does every process of crafely that is
+told CRAFELY_DATABASE_URL; but not where a test is marked ``direct``, which has to say why.
+"""
 
 import os
 import shutil
@@ -15,9 +19,13 @@ import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
+from crafely.db.session import Database
+
 PROGRAM = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin")
 needs_pgbouncer = pytest.mark.skipif(PROGRAM is None, reason="pgbouncer is not installed")
 
+# Whether all tests are to run behind one.
+ASKED_FOR = os.environ.get("CRAFELY_TEST_POOLER", "") not in {"", "0"}
 PASSWORD = "of-the-pooler"
 PORT = 6432
 
@@ -64,13 +72,28 @@ class Pooler:
         for path in [folder, *folder.iterdir()]:
             if self._user:
                 shutil.chown(path, self._user["user"], self._user["group"])
+        self._behind = behind.get("host"), behind.get("port")
+        self._logins: set[str] = set()
         self.admit(str(behind.get("user") or "postgres"))
         self.admit("pooler")
 
     def admit(self, login: str) -> None:
-        """Lets a login in, with the password; read at the next start, or at once by RELOAD."""
-        with (self._folder / "users.txt").open("a") as file:
-            file.write(f'"{login}" "{PASSWORD}"\n')
+        """Lets a login in, with the password."""
+        if login not in self._logins:
+            self._logins.add(login)
+            with (self._folder / "users.txt").open("a") as file:
+                file.write(f'"{login}" "{PASSWORD}"\n')
+            if self._process is not None:
+                self.console("reload")
+
+    def leads_to(self, url: str) -> bool:
+        """Whether a URL is one of the server's, and says nothing that a pooler would have to be told."""
+        try:
+            given = conninfo_to_dict(url)
+        except psycopg.ProgrammingError:
+            return False
+        plain = set(given) <= {"host", "port", "user", "password", "dbname"}
+        return plain and (given.get("host"), given.get("port")) == self._behind
 
     def url(self, behind: str, **parts: Any) -> str:
         """The URL through the pooler of the database that a URL of the server names."""
@@ -137,3 +160,38 @@ def pooling(server_url: str, **settings: object) -> Iterator[Pooler]:
     finally:
         pooler.stop(signal.SIGKILL)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+class Between:
+    """The pooler of all tests, where that is asked for."""
+
+    def __init__(self) -> None:
+        self._pooler: Pooler | None = None
+        # What runs now has to have the server itself.
+        self.direct = False
+
+    def url(self, url: str) -> str | None:
+        """The URL through the pooler, where there is one and it leads there."""
+        if self._pooler is None or self.direct or not self._pooler.leads_to(url):
+            return None
+        self._pooler.admit(str(conninfo_to_dict(url).get("user") or "postgres"))
+        return self._pooler.url(url)
+
+    @contextmanager
+    def before(self, server_url: str) -> Iterator[None]:
+        """Puts it before every Database of this process on the server."""
+        made = Database.__init__
+
+        def through(database: Database, url: str, *, pooler: str | None = None, **options: Any) -> None:
+            made(database, url, pooler=pooler or self.url(url), **options)
+
+        with (
+            pooling(server_url, default_pool_size=20, server_login_retry=1) as self._pooler,
+            pytest.MonkeyPatch.context() as patch,
+        ):
+            patch.setattr(Database, "__init__", through)
+            yield
+        self._pooler = None
+
+
+between = Between()

@@ -47,8 +47,6 @@ def target(settings: Settings) -> Iterator[Target]:
     """
     if settings.pooler_url is not None:
         _check_url("CRAFELY_POOLER_URL", settings.pooler_url)
-        if settings.database_url is None:
-            raise SettingsError("CRAFELY_POOLER_URL: CRAFELY_DATABASE_URL has to name the server behind it")
     if settings.replica_url is not None:
         _check_url("CRAFELY_REPLICA_URL", settings.replica_url)
     if settings.database_url is None:

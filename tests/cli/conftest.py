@@ -21,6 +21,7 @@ import pytest
 from crafely.cli import commands
 from tests.conftest import ENCRYPTION_KEY
 from tests.db.conftest import stop_and_remove
+from tests.pooler import between
 
 PROGRAM = str(Path(sys.executable).with_name("crafely"))
 SERVE = (PROGRAM, "serve", "--port", "0")
@@ -39,6 +40,8 @@ def environment(**variables: str) -> dict[str, str]:
         environ["CRAFELY_POSTGRES_BIN"] = programs
     if "CRAFELY_DATABASE_URL" in variables:
         environ["CRAFELY_ENCRYPTION_KEYS"] = ENCRYPTION_KEY
+        if through := between.url(variables["CRAFELY_DATABASE_URL"]):
+            environ["CRAFELY_POOLER_URL"] = through
     return {**environ, **variables}
 
 

@@ -109,6 +109,7 @@ each_case = pytest.mark.parametrize(
 
 
 @each_case
+@pytest.mark.direct(reason="psycopg loses an error at the commit of a pipeline")
 async def test_a_channel_answers_as_a_session_does(
     database: Database, channel: Channel, probe: psycopg.Connection, one: Statement, values: tuple[object, ...]
 ) -> None:
@@ -121,6 +122,7 @@ async def test_a_channel_answers_as_a_session_does(
     assert await run(channel, "select 'still'") == [("still",)]
 
 
+@pytest.mark.direct(reason="it is about the one server process behind a connection")
 async def test_a_channel_keeps_its_connection_its_role_and_its_statements(
     channel: Channel, superuser: psycopg.Connection
 ) -> None:
@@ -281,6 +283,7 @@ HARM = [
 Harm = Callable[[Channel, psycopg.Connection], Awaitable[None]]
 
 
+@pytest.mark.direct(reason="it is about the one server process behind a connection")
 @pytest.mark.parametrize("loops", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
 @pytest.mark.parametrize("harm", HARM)
 def test_the_statement_after_a_lost_connection_gets_its_own_answer(
@@ -353,6 +356,7 @@ async def test_only_a_statement_is_waited_for_and_only_so_long(channel: Channel,
     assert channel._watching.cancelled()
 
 
+@pytest.mark.direct(reason="it is about the one server process behind a connection")
 async def test_a_database_that_is_gone_is_an_error_and_nothing_more_when_it_is_back(
     server: Any, database_url: str, channel: Channel, database: Database
 ) -> None:

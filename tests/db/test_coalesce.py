@@ -186,6 +186,7 @@ async def test_who_gives_up_when_he_has_been_sent_reaches_nobody_else(
         assert backends(superuser, APPLICATION) == [pid]
 
 
+@pytest.mark.direct(reason="a pooler keeps the server's connections when ours are closed")
 async def test_closing_answers_who_waits_and_nobody_may_come_any_more(
     database_url: str, superuser: psycopg.Connection
 ) -> None:

@@ -55,8 +55,8 @@ async def behind(pooler: Pooler, url: str, **options: Any) -> AsyncIterator[Data
 
 @pytest.fixture
 async def pooled(pooler: Pooler, database_url: str) -> AsyncIterator[Database]:
-    """The pools of every role, of eight connections to the pooler for users."""
-    async with behind(pooler, database_url, size=8, roles=ROLES) as database:
+    """The pools of every role, of eight connections to the pooler for users; with patience, for all wait for one."""
+    async with behind(pooler, database_url, size=8, roles=ROLES, pool_timeout=90, statement_timeout=60) as database:
         yield database
 
 
@@ -117,11 +117,11 @@ async def test_no_role_and_no_identity_reaches_the_next_client(
 
     who: list[tuple[str, Identity]] = [(role, identity) for role in ROLES for identity in (ALICE, BOB, Identity(""))]
     stories: list[Callable[[Session, str, Identity], Awaitable[None]]] = [one, several, wrong, undone]
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(120):
         await asyncio.gather(
             *(
                 story(pooled.session(role, identity), role, identity)
-                for _ in range(5)
+                for _ in range(2)
                 for role, identity in who
                 for story in stories
             ),
@@ -349,23 +349,23 @@ def refused(pooler: Pooler, database_url: str, **parts: Any) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("parts", "problem", "passes"),
+    ("parts", "problem"),
     [
-        ({"port": 1}, "cannot use the database at /.*: .*No such file", False),
-        ({"user": "stranger"}, "cannot use the database at /.*: .*SASL authentication failed", False),
-        ({"dbname": "missing"}, 'cannot use the database at /.*: .*"missing" does not exist', False),
-        ({"dbname": "postgres"}, "it leads to another database than CRAFELY_DATABASE_URL", False),
-        ({"options": "-c jit=on"}, "unsupported startup parameter", False),
+        ({"port": 1}, "cannot use the database at /.*: .*No such file"),
+        ({"user": "stranger"}, "cannot use the database at /.*: .*SASL authentication failed"),
+        ({"dbname": "missing"}, 'cannot use the database at /.*: .*"missing" does not exist'),
+        ({"dbname": "postgres"}, "it leads to another database than CRAFELY_DATABASE_URL"),
+        ({"options": "-c jit=on"}, "unsupported startup parameter"),
     ],
 )
 async def test_a_pooler_that_cannot_be_used_is_one_line_without_the_password(
-    pooler: Pooler, database_url: str, parts: dict[str, Any], problem: str, passes: bool
+    pooler: Pooler, database_url: str, parts: dict[str, Any], problem: str
 ) -> None:
     with pytest.raises(DatabaseUnavailableError, match=problem) as caught:
         async with refused(pooler, database_url, **parts):
             pass
 
-    assert caught.value.passes is passes
+    assert not caught.value.passes
     assert "\n" not in str(caught.value)
     assert PASSWORD not in str(caught.value)
 
@@ -378,7 +378,6 @@ async def test_a_login_that_may_not_take_the_role_on_is_refused(
     try:
         with pooling(server.url) as own:
             own.admit("crafely_test_pooled")
-            own.console("reload")
             with pytest.raises(DatabaseUnavailableError, match='permission denied to set role "crafely_app"'):
                 async with refused(own, database_url, user="crafely_test_pooled"):
                     pass

@@ -99,6 +99,7 @@ async def test_each_pool_runs_as_its_role_in_utc(database: Database, role: str) 
     assert (await database.session(role).execute(statement(text, role), [])).rows == [(role, "UTC")]
 
 
+@pytest.mark.direct(reason="behind a pooler there is no session to reset")
 async def test_reset_goes_back_to_the_role_and_not_to_the_login(database: Database) -> None:
     async with database.pools["crafely_app"].connection() as connection:
         await connection.execute("reset role")
