@@ -16,11 +16,13 @@ run: $(VENV)/.run  ## install, start the embedded PostgreSQL, migrate, print a k
 	@exec $(BIN)/crafely serve
 
 # Some of the tests: TESTS="tests/db tests/store". All of them behind PgBouncer, where it is installed: POOLER=1.
+# With a standby that answers what it may: STANDBY=1.
 TESTS ?=
 POOLER ?=
+STANDBY ?=
 
 test: $(VENV)/.dev  ## install and run every test
-	CRAFELY_TEST_POOLER="$(POOLER)" CRAFELY_TEST_POSTGRES="$(PG)" $(BIN)/python -m pytest -n 4 --dist loadfile $(TESTS)
+	CRAFELY_TEST_POOLER="$(POOLER)" CRAFELY_TEST_STANDBY="$(STANDBY)" CRAFELY_TEST_POSTGRES="$(PG)" $(BIN)/python -m pytest -n 4 --dist loadfile $(TESTS)
 
 torture: $(VENV)/.dev  ## kill -9 workers and PostgreSQL under load, twenty times; two of them are among the tests
 	TORTURE_KILLS=20 CRAFELY_TEST_POSTGRES="$(PG)" $(BIN)/python -m pytest -s -q -o faulthandler_timeout=0 tests/torture

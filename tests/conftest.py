@@ -2,6 +2,7 @@
 
 The server is the wheel's, in a temporary folder; ``CRAFELY_TEST_POSTGRES`` names another: the folder of its programs
 (/usr/lib/postgresql/15/bin) or the URL of one that runs (postgresql://…, a login that may create databases and roles).
+With ``CRAFELY_TEST_STANDBY`` it has a standby, and whatever serves on it reads there what it may.
 """
 
 import itertools
@@ -10,8 +11,8 @@ import shutil
 import signal
 import subprocess
 import tempfile
-from collections.abc import AsyncIterator, Iterator
-from contextlib import ExitStack
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
+from crafely.api.replica import Standby
+from crafely.config import Settings
 from crafely.db import embedded, migrate
 from crafely.db.session import Database, Identity, Session
 from tests import pooler
@@ -65,7 +68,44 @@ def server() -> Iterator[embedded.Server]:
         options["pg_stat_statements.max"] = "100000"
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="crafely-test-", ignore_cleanup_errors=True))
         programs = Path(named) if named else None
-        yield stack.enter_context(embedded.running(Path(folder), postgres_bin=programs, options=options))
+        if not os.environ.get("CRAFELY_TEST_STANDBY"):
+            yield stack.enter_context(embedded.running(Path(folder), postgres_bin=programs, options=options))
+            return
+        # What is acknowledged can be on its way there: fsync is off all the same.
+        options |= {"synchronous_commit": "on", "wal_keep_size": "1GB"}
+        server = stack.enter_context(embedded.running(Path(folder), postgres_bin=programs, options=options))
+        stack.enter_context(_followed(server, Path(folder), options))
+        yield server
+
+
+@contextmanager
+def _followed(server: embedded.Server, folder: Path, options: Mapping[str, str]) -> Iterator[None]:
+    """Gives the server of the run, in its folder, a standby, which replica_of knows from then on."""
+    from tests.cli.conftest import new_folder  # noqa: PLC0415 - it stands on this module
+    from tests.standby import Node  # noqa: PLC0415 - see above
+
+    with new_folder() as home:
+        standby = Node(home / "standby", programs=server.bin, **options)
+        _standbys[server.url] = standby.standby_of(Node(folder, programs=server.bin))
+        try:
+            yield
+        finally:
+            del _standbys[server.url]
+            standby.stop()
+
+
+# The standby of the run's server, by the server's URL; none but with CRAFELY_TEST_STANDBY.
+_standbys: dict[str, Any] = {}
+
+
+def replica_of(url: str) -> str | None:
+    """Where a database of the run's server is read from; None where that has no standby, and for what is not there."""
+    for server, standby in _standbys.items():
+        with suppress(psycopg.ProgrammingError):
+            parts: dict[str, Any] = conninfo_to_dict(url)
+            if parts.get("host") == conninfo_to_dict(server).get("host"):
+                return make_conninfo(**{**conninfo_to_dict(standby.url), "dbname": parts.get("dbname", "")})
+    return None
 
 
 @pytest.fixture(scope="session", autouse=pooler.ASKED_FOR)
@@ -117,7 +157,10 @@ async def database(database_url: str) -> AsyncIterator[Database]:
     """The pools on the test's database."""
     database = Database(database_url, size=4, pool_timeout=5, statement_timeout=10)
     await database.open()
+    standby = Standby(Settings(replica_url=replica_of(database_url)), database)
+    await standby.open()
     yield database
+    await standby.close()
     await database.close()
 
 
@@ -166,3 +209,6 @@ def _url(server: embedded.Server, name: str) -> str:
 def _administer(server: embedded.Server, statement: str) -> None:
     with psycopg.connect(server.url, autocommit=True) as connection:
         connection.execute(statement.encode())
+    if server.url in _standbys and statement.startswith("create"):
+        # What is not there yet is left alone for longer than most tests take.
+        _standbys[server.url].caught_up_with(server.url)

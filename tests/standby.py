@@ -179,7 +179,13 @@ class Node:
 
     def caught_up(self, primary: "Node") -> None:
         """Waits until it has applied what the primary has written by now."""
-        position = primary.ask("select pg_current_wal_flush_lsn()::text")
+        self.caught_up_with(primary.url)
+
+    def caught_up_with(self, url: str) -> None:
+        """The same, for a primary at a URL."""
+        with psycopg.connect(url, autocommit=True) as connection:
+            row = connection.execute("select pg_current_wal_flush_lsn()::text").fetchone()
+        position = row[0] if row else None
         until(lambda: self.ask(f"select pg_last_wal_replay_lsn() >= '{position}'::pg_lsn"), f"{self.name} to catch up")
 
 

@@ -29,7 +29,7 @@ from crafely.config import Settings
 from crafely.db.session import Database, Identity, Session
 from crafely.store import api_keys
 from tests.auth.conftest import ISSUER, PARTY, Signer
-from tests.conftest import ENCRYPTION_KEY
+from tests.conftest import ENCRYPTION_KEY, replica_of
 
 # What every answer must carry, besides its request id.
 HEADERS = {
@@ -221,6 +221,7 @@ async def serving(url: str, signer: Signer, **settings: Any) -> AsyncIterator[Se
         "clerk_authorized_parties": (PARTY,),
         "clerk_admins": (ROOT,),
     }
+    settings = {"replica_url": replica_of(url), **settings}
     runner = application.runner(msgspec.structs.replace(SETTINGS, **clerk, **settings), url)
     try:
         await runner.setup()

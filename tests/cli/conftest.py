@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from crafely.cli import commands
-from tests.conftest import ENCRYPTION_KEY
+from tests.conftest import ENCRYPTION_KEY, replica_of
 from tests.db.conftest import stop_and_remove
 from tests.pooler import between
 
@@ -42,6 +42,8 @@ def environment(**variables: str) -> dict[str, str]:
         environ["CRAFELY_ENCRYPTION_KEYS"] = ENCRYPTION_KEY
         if through := between.url(variables["CRAFELY_DATABASE_URL"]):
             environ["CRAFELY_POOLER_URL"] = through
+        if replica := replica_of(variables["CRAFELY_DATABASE_URL"]):
+            environ["CRAFELY_REPLICA_URL"] = replica
     return {**environ, **variables}
 
 
