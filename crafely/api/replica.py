@@ -20,11 +20,11 @@ _lag = Gauge(
     registry=telemetry.REGISTRY,
     multiprocess_mode="livemax",
 )
-_used = Gauge(
-    "crafely_replica_used",
-    "1 while every process reads from the standby; 0 while one leaves it alone.",
+_left_alone = Gauge(
+    "crafely_replica_left_alone",
+    "Processes that leave the standby alone.",
     registry=telemetry.REGISTRY,
-    multiprocess_mode="livemin",
+    multiprocess_mode="livesum",
 )
 _reads = Counter(
     "crafely_replica_reads",
@@ -91,7 +91,7 @@ class Standby:
         if self._replica is None:
             return
         _lag.set(self._replica.lag)
-        _used.set(not self._replica.reason)
+        _left_alone.set(bool(self._replica.reason))
         for who, total in (("standby", self._replica.answered), ("primary", self._replica.passed)):
             _reads.labels(who).inc(total - self._counted[who])
             self._counted[who] = total

@@ -188,6 +188,9 @@ class Replica:
             self.replayed = await replayed(self._connection)
         if self.replayed < 0:
             raise DatabaseUnavailableError("it is no standby")
+        if self.replayed > position and self.replayed > await self._position():
+            # Of a primary that was lost with the end of its log, for example.
+            raise DatabaseUnavailableError("it has what the primary has not")
         self.lag = self._behind(position, now)
         if self.lag > self._lag_limit:
             # Of several standbys the next connection may find another.
@@ -202,6 +205,9 @@ class Replica:
 
     def _behind(self, position: int, now: float) -> float:
         """For how many seconds the primary has had what the standby has not replayed."""
+        if max(self._awaited, *(missing for _, missing in self._missing), -1) > position:
+            # Another primary: nobody will ever write that.
+            self._missing, self._awaited = [], -1
         while self._missing and self._missing[0][1] <= self.replayed:
             del self._missing[0]
         if position > self.replayed and (not self._missing or self._missing[-1][1] < position):

@@ -57,7 +57,7 @@ async def metric(server: Server, name: str) -> float:
 
 
 async def used(server: Server) -> bool:
-    return await metric(server, "crafely_replica_used") == 1
+    return not await metric(server, "crafely_replica_left_alone")
 
 
 async def answered(server: Server) -> float:
