@@ -10,7 +10,7 @@ SQL_FILES := $(wildcard sql/*/*.sql migrations/*.sql crafely/db/objects/*.sql cr
 # Another server for the tests: PG=/usr/lib/postgresql/15/bin (its programs) or PG=postgresql://… (one that runs).
 PG ?= $(CRAFELY_TEST_POSTGRES)
 
-.PHONY: run test torture failover soak schemathesis attack lint schema check wheel audit-dependencies constraints clean
+.PHONY: run test torture failover soak import-prisma schemathesis attack lint schema check wheel audit-dependencies constraints clean
 
 run: $(VENV)/.run  ## install, start the embedded PostgreSQL, migrate, print a key, serve
 	@exec $(BIN)/crafely serve
@@ -40,6 +40,12 @@ PICTURE ?=
 
 soak: $(VENV)/.dev  ## a mixed load for MINUTES, a fault every FAULTS seconds; some seconds of it are among the tests
 	SOAK_MINUTES=$(MINUTES) SOAK_FAULTS=$(FAULTS) SOAK_SEED=$(SEED) SOAK_PICTURE=$(PICTURE) CRAFELY_TEST_POSTGRES="$(PG)" $(BIN)/python -m pytest -s -q -o faulthandler_timeout=0 tests/soak
+
+KEYS ?= 1000000
+RECORDS ?= 5000000
+
+import-prisma: $(VENV)/.dev  ## move in from a made Prisma database of KEYS and RECORDS, killed once; on disk, some 6 GB
+	TMPDIR=/var/tmp IMPORT_KEYS=$(KEYS) IMPORT_RECORDS=$(RECORDS) CRAFELY_TEST_POSTGRES="$(PG)" $(BIN)/python -m pytest -s -q -o faulthandler_timeout=0 tests/cli/test_import_prisma.py
 
 REQUESTS ?= 20000
 

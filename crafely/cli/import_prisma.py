@@ -37,7 +37,15 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
         description=f"{__doc__} Stop the application first. An import that was ended, or that found rows it cannot "
         "take, is gone on with by the same command.",
     )
-    command.add_argument("--from", dest="source", type=database_url, required=True, metavar="URL", help="the source")
+    command.add_argument(
+        "--from",
+        dest="source",
+        type=database_url,
+        required=True,
+        metavar="URL",
+        help="the source: the application's DATABASE_URL without its password, and without ?schema=… and what else is "
+        "Prisma's own",
+    )
     command.add_argument("--schema", default="public", metavar="NAME", help="its schema (default: public)")
     command.add_argument("--dry-run", action="store_true", help="do it all, say what is found, and take it back")
     command.add_argument(

@@ -34,7 +34,7 @@ from crafely.db.backup import connect
 # import that was killed. More would cost memory, and fewer a look at the keys of all users for each.
 CHUNK_ROWS = 100_000
 CHUNK_BYTES = 32 * 1024 * 1024
-# Refused rows that are read again at a time.
+# Refused rows that are read again, or told of, at a time.
 IDS = 10_000
 # Which of the two databases refused something.
 HERE, THERE = "the database", "the source"

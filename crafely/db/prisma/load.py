@@ -302,6 +302,7 @@ def _refused(connection: psycopg.Connection[Any]) -> list[Refused]:
 def _tell(connection: psycopg.Connection[Any], on_line: Callable[[Line], object]) -> int:
     """Tells of every row that cannot be taken, then of keys that are of no use. Gives how many of these there are."""
     with connection.transaction(), connection.cursor(name="refused") as cursor:
+        cursor.itersize = prisma.IDS
         cursor.execute("select table_name, id, column_name, rule from crafely_import.refused order by 1, 2, 3, 4")
         for source, id_, column, rule in cursor:
             on_line(Line(source, id_, column, rule, taken=False))
@@ -311,6 +312,7 @@ def _tell(connection: psycopg.Connection[Any], on_line: Callable[[Line], object]
             continue
         # The cursor ends before they wake: a table that is being read is altered by nobody.
         with resting(connection), connection.cursor(name="kept") as cursor:
+            cursor.itersize = prisma.IDS
             cursor.execute(table.text("kept").encode())
             last = None
             for id_, column, rule in cursor:
