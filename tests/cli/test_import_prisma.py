@@ -17,7 +17,8 @@ from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from crafely import keyring
-from crafely.db import embedded
+from crafely.db import embedded, prisma
+from crafely.db.prisma import load
 from tests.cli.conftest import Command, environment
 from tests.conftest import ENCRYPTION_KEY
 from tests.db.rows import everything
@@ -508,6 +509,24 @@ def test_a_source_whose_rows_moved_is_found_out_when_an_import_goes_on(
     with psycopg.connect(source, autocommit=True) as connection:
         connection.execute('vacuum full "Usage"')
     assert refuses(command, source).startswith("Usage was written anew since this import began")
+
+
+@pytest.mark.skipif(IS_BIG, reason="for the rows of an ordinary run")
+def test_what_fails_in_the_middle_is_one_line(
+    command: Command, filled: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    take = vars(load)["_take"]
+
+    def failing(connection: Any, table: prisma.Table, *words: Any) -> None:
+        if table.name == "api_keys":
+            raise prisma.PrismaError("no more")
+        take(connection, table, *words)
+
+    monkeypatch.setattr(load, "_take", failing)
+    # More than a buffer holds is still to come.
+    monkeypatch.setattr(prisma, "CHUNK_ROWS", 10)
+    assert refuses(command, filled) == "no more"
+    assert caplog.records == []
 
 
 @pytest.mark.skipif(IS_BIG, reason="for the rows of an ordinary run")

@@ -15,7 +15,7 @@ This module asks a source; load.py fills the destination.
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from decimal import Decimal
 from functools import cache
@@ -173,7 +173,7 @@ def in_order(connection: psycopg.Connection[Any]) -> None:
 
 def read(
     connection: psycopg.Connection[Any], table: Table, columns: Iterable[str], *, after: str | None, as_texts: bool
-) -> Iterator[Chunk]:
+) -> Generator[Chunk, None, None]:
     """A table's rows behind a place, in chunks: each row as the texts of its columns, or as COPY's line."""
     behind = names.SQL(" where t.place > {}::tid").format(names.Literal(after)) if after else names.SQL("")
     yield from _chunks(connection, _query(table, columns, behind), as_texts=as_texts)

@@ -8,9 +8,9 @@ step. Until then nobody should serve the database.
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from typing import Any
 
 import msgspec
@@ -156,17 +156,16 @@ def _copy(
             columns = prisma.columns_of(connection, f"table crafely_import.{table.name}")
             own = sealed.get(table.name, ())
             on_progress(table.name, done + read, max(total, done + read))
-            work: Iterator[_Work]
             if is_complete:
                 work = _again(source, table, columns, refused_ids(connection, table), as_texts=bool(own))
             else:
-                read_on = prisma.read(source, table, columns, after=place, as_texts=bool(own))
-                work = ((chunk, []) for chunk in read_on)
-            for chunk, ids in _ahead(_sealed(work, table, columns, own, ring)):
-                _take(connection, table, columns, chunk, ids)
-                if not ids:
-                    read += len(chunk.rows)
-                on_progress(table.name, done + read, max(total, done + read))
+                work = _onward(source, table, columns, place, as_texts=bool(own))
+            # Whatever happens, nothing is being read when the source's transaction ends.
+            with closing(work), closing(_ahead(_sealed(work, table, columns, own, ring))) as ahead:
+                for chunk, ids in ahead:
+                    _take(connection, table, columns, chunk, ids)
+                    read += len(chunk.rows) - len(ids)
+                    on_progress(table.name, done + read, max(total, done + read))
             if not is_complete:
                 connection.execute(
                     "update crafely_import.progress set is_complete = true where table_name = %s", [table.name]
@@ -199,9 +198,18 @@ def _progress(
 _Work = tuple[Chunk, list[str]]
 
 
+def _onward(
+    source: psycopg.Connection[Any], table: Table, columns: Sequence[str], place: str | None, *, as_texts: bool
+) -> Generator[_Work, None, None]:
+    """The rows behind a place."""
+    with closing(prisma.read(source, table, columns, after=place, as_texts=as_texts)) as chunks:
+        for chunk in chunks:
+            yield chunk, []
+
+
 def _again(
     source: psycopg.Connection[Any], table: Table, columns: Sequence[str], ids: Sequence[str], *, as_texts: bool
-) -> Iterator[_Work]:
+) -> Generator[_Work, None, None]:
     """The rows that could not be taken, as they are now."""
     for begin in range(0, len(ids), prisma.IDS):
         some = list(ids[begin : begin + prisma.IDS])
@@ -227,7 +235,7 @@ def _sealed(
         yield Chunk(rows, chunk.place), ids
 
 
-def _ahead(work: Iterator[_Work]) -> Iterator[_Work]:
+def _ahead(work: Iterator[_Work]) -> Generator[_Work, None, None]:
     """The same, while the next one is read."""
     with ThreadPoolExecutor(1, thread_name_prefix="source") as reader:
         waiting = reader.submit(next, work, None)
