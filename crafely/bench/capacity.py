@@ -14,7 +14,7 @@ from psycopg.conninfo import make_conninfo
 from psycopg.rows import TupleRow
 from rich.progress import Progress
 
-from crafely.bench import BenchError, capacity_model, processes, servers, statement
+from crafely.bench import BenchError, capacity_model, processes, servers
 from crafely.bench.capacity_lab import (
     CONNECTIONS,
     FEW_CONNECTIONS,
@@ -54,6 +54,8 @@ BATCH_CONNECTIONS = 4
 OURS = "crafely bench capacity"
 BELIEVED_SECONDS = 0.01
 SKEW = 1.07
+# What a worker remembers, unless a load is about just that: all keys, longer than it is measured.
+CACHE = {"key_cache_size": "100000", "key_cache_seconds": "3600"}
 # Keys that are revoked and restored, to see what the trail writes.
 CHANGED = 500
 # How many times as many keys the other table has.
@@ -84,22 +86,19 @@ class _Memory(msgspec.Struct):
 
 def bench(place: Place, settings: Settings, options: Options, progress: Progress) -> Report:
     """Seeds what is missing, measures, and answers."""
-    larger = place.database(str(options.rows * TIMES))
-    seed(larger, settings, progress, keys=options.rows * TIMES)
+    # Of two sizes, as they were filled: where loads are measured keys are changed, which leaves room in their pages.
+    sizes = [_size_of_keys(place, settings, rows, progress) for rows in (options.rows, options.rows * TIMES)]
     url = place.database("capacity")
     found = seed(url, settings, progress, keys=options.rows)
-    with connect(larger) as connection:
-        larger_size = _sizes(connection)[0]
     with connect(url) as connection:
         execute(connection, "clear_usage")
-        connection.execute(statement("settle").replace(b"{table}", b"api_keys"))
-        disk = _disk(connection, options.rows)
+        disk = (sizes[0] / options.rows, *_disk(connection, options.rows))
         circumstances = facts(url, {"api_keys": options.rows})
         lab = Lab(connection, found)
         memory = _Memory()
         measured = uvloop.run(_measure(url, lab, settings, memory, options.plan, progress))
     costs = _costs(lab, disk, memory)
-    points = [*_points(lab, costs), _larger(costs, options.rows * TIMES, larger_size)]
+    points = [*_points(lab, costs), _larger(costs, options.rows * TIMES, sizes[1])]
     answered = capacity_model.answered(options.load, costs, options.machine, points)
     return report(answered, Report(command="capacity", facts=circumstances, plan=options.plan, sides=results(measured)))
 
@@ -141,7 +140,7 @@ async def _measure(
     async with AsyncExitStack() as stack:
 
         async def server(workers: int = 1, **said: str) -> Address:
-            return await stack.enter_async_context(servers.crafely(url, workers=workers, **LIMITS, **said))
+            return await stack.enter_async_context(servers.crafely(url, workers=workers, **LIMITS, **CACHE | said))
 
         ours = await server()
         # Before it has served anybody.
@@ -157,10 +156,9 @@ async def _measure(
             memory.key = await remembered(database, lab.found)
             sides = _sides(lab, database, ours, reading, small)
             sides += _others(lab, ours, small, believing, two)
-            # Each key once, and in both of two workers: none is new when it is measured.
-            for address in (ours, reading, believing, two, two):
-                warm = verifying(address, lab.found, _numbers(lab))
-                await warm(len(_numbers(lab)) / 100)
+            # Each key is presented once, so that none is new when it is measured; two workers may need to see it twice.
+            for address in (ours, reading, believing, two, two, two):
+                await verifying(address, lab.found, _numbers(lab), len(_numbers(lab)))(0)
             measured = await interleave(sides, plan, progress)
         finally:
             await database.close()
@@ -311,26 +309,32 @@ def _points(lab: Lab, costs: Costs) -> list[Point]:
     ]
 
 
-def _disk(connection: psycopg.Connection[TupleRow], rows: int) -> tuple[float, float, float]:
-    """Bytes of a row of api_keys, usage_daily and audit_log, with its part of the indexes."""
-    keys, before = _sizes(connection)
+def _size_of_keys(place: Place, settings: Settings, rows: int, progress: Progress) -> float:
+    """Bytes of so many keys on disk, with all indexes."""
+    url = place.database(str(rows))
+    seed(url, settings, progress, keys=rows)
+    with connect(url) as connection:
+        return _sizes(connection)[0]
+
+
+def _disk(connection: psycopg.Connection[TupleRow], rows: int) -> tuple[float, float]:
+    """Bytes of a row of usage_daily and of audit_log, with its part of the indexes."""
+    before = _sizes(connection)
     changed = [key_id(number) for number in range(1, min(CHANGED, rows) + 1)]
     execute(connection, "fill_daily")
     execute(connection, "revoke_some", changed)
     execute(connection, "restore_keys")
-    _, after = _sizes(connection)
-    daily, audited = ((a[0] - b[0]) / (a[1] - b[1]) for a, b in zip(after, before, strict=True))
+    _, daily, sums, trail, audited = (a - b for a, b in zip(_sizes(connection), before, strict=True))
     execute(connection, "clear_usage")
-    return keys / rows, daily, audited
+    return daily / sums, trail / audited
 
 
-def _sizes(connection: psycopg.Connection[TupleRow]) -> tuple[float, list[tuple[float, float]]]:
+def _sizes(connection: psycopg.Connection[TupleRow]) -> list[float]:
     """Bytes of all keys; bytes and rows of the daily sums, and of the audit trail."""
     row = execute(connection, "sizes").fetchone()
     if row is None:
         raise BenchError("the server tells no sizes")
-    keys, *rest = (float(one) for one in row)
-    return keys, [(rest[0], rest[1]), (rest[2], rest[3])]
+    return [float(one) for one in row]
 
 
 def _larger(costs: Costs, rows: int, size: float) -> Point:

@@ -26,7 +26,7 @@ def measured(place: Place) -> Report:
     """One short run: the figures are worth little, but each of them must be there."""
     if processes.program(_backend(place.url)) is None:
         pytest.skip("its server must run on this machine")
-    options = capacity.Options(rows=ROWS, plan=Plan(rounds=1, seconds=0.4))
+    options = capacity.Options(rows=ROWS, plan=Plan(rounds=1, seconds=0.3))
     return capacity.bench(place, Settings(), options, Progress(disable=True))
 
 
