@@ -120,8 +120,8 @@ def _notes(answered: Capacity) -> list[str]:
     )
     assumed = (
         f"Assumed: {machine.coordinator:.0%} of the cost of usage stays on the coordinator of Citus; "
-        f"{machine.daily_groups} rows of daily sums for a user and day, kept as long as usage; one change of a key "
-        "a year; every record has an eventId; users and keys reach every worker alike."
+        f"{machine.daily_groups} rows of daily sums for a user and day, kept for {machine.years:g} years; one "
+        "change of a key a year; every record has an eventId; users and keys reach every worker alike."
     )
     spares = "Not counted: spares. For failover each database wants one standby more, and workers one machine more."
     notes = [planned, assumed, spares]

@@ -120,7 +120,9 @@ def demand(load: Load, costs: Costs, machine: Machine) -> Demand:
     wal = per_event(load.event_batch, costs.single_wal, costs.event_wal, costs.batch_wal)
     network = per_event(load.event_batch, costs.single_network, costs.event_network, costs.batch_network)
     kept = load.events * MONTH * load.retention_months
-    sums = min(kept, load.users * machine.daily_groups * DAYS * load.retention_months)
+    # Sums outlive what they sum.
+    months = max(load.retention_months, machine.years * 12)
+    sums = min(load.events * MONTH, load.users * machine.daily_groups * DAYS) * months
     audited = load.keys * (1 + machine.key_changes * load.retention_months / 12)
     return Demand(
         shares=found,

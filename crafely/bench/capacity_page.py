@@ -152,6 +152,7 @@ def _assumed(found: Capacity) -> list[list[str]]:
         ["for which it believes a row", f"{machine.key_cache_seconds:g} s"],
         ["cost of usage that stays on the coordinator of Citus", f"{machine.coordinator:.0%}"],
         ["rows of daily sums for a user and day", f"{machine.daily_groups}"],
+        ["years of daily sums, which outlive usage", f"{machine.years:g}"],
         ["changes of a key in a year", f"{machine.key_changes:g}"],
     ]
 

@@ -87,6 +87,8 @@ class Machine(msgspec.Struct, frozen=True, rename="camel"):
     coordinator: float = 0.25
     # Rows of the daily sums for a user and day: providers, models, types and currencies that he uses.
     daily_groups: int = 4
+    # Years that are planned for: the daily sums of months that are dropped stay.
+    years: float = 5
     # Changes of a key in a year, besides its making: rows of the audit trail.
     key_changes: float = 1
 

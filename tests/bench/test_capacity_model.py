@@ -87,11 +87,14 @@ def test_bytes_on_disk() -> None:
     # A thousand keys, each made once and changed once in the year.
     assert need.key_disk == pytest.approx(1000 * 1000 + 2000 * 500)
     year = 365.25 * 86_400
-    sums = 100 * 4 * 365.25
+    # Of a hundred users, for five years.
+    sums = 100 * 4 * 365.25 * 5
     assert need.usage_disk == pytest.approx(year * 700 + 40 * 86_400 * 200 + sums * 300)
     few = model.demand(loads(lookups=0, events=0.001, retention_months=1), COSTS, MACHINE)
     kept = year / 12 / 1000
-    assert few.usage_disk == pytest.approx(kept * (700 + 200 + 300)), "no more sums and events than records"
+    assert few.usage_disk == pytest.approx(kept * (700 + 200) + 60 * kept * 300), "no more sums than records"
+    long = model.demand(loads(lookups=0, events=1, retention_months=120), COSTS, MACHINE)
+    assert long.usage_disk == pytest.approx(10 * year * 700 + 40 * 86_400 * 200 + 2 * sums * 300)
 
 
 def test_memory_and_connections() -> None:
