@@ -105,6 +105,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     # Whole months of the audit trail that are kept besides the current one. None: all, for ever.
     audit_months: Annotated[int, Meta(ge=2, le=1200)] | None = None
+    # The same of usage, whose daily sums are kept for ever; and the folder that a month is written to before it goes.
+    usage_months: Annotated[int, Meta(ge=2, le=1200)] | None = None
+    usage_export_dir: Path | None = None
 
     # Clerk. Nothing set: session tokens are refused, API keys still work.
     clerk_issuer: str | None = None

@@ -53,25 +53,35 @@ class Backups:
             return
         if not await asyncio.to_thread(folder.is_due, place, hours):
             return
-        # A process, because its work is Python's, too: a thread would hold up every request.
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "crafely", "backup", "create", "--due"),
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-        )
-        with suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, process.pid, _NICENESS)
-        try:
-            out, err = await process.communicate()
-        except asyncio.CancelledError:
-            await _stop(process)
-            raise
-        if process.returncode:
+        code, said = await in_background("backup", "create", "--due")
+        if code:
             self._not_before = time.monotonic() + RETRY
-            log.error("no backup was made: %s", " ".join(err.decode(errors="replace").split())[-2000:])
-        elif out:
-            log.info("backup made: %s", out.decode(errors="replace").strip())
+            log.error("no backup was made: %s", said)
+        elif said:
+            log.info("backup made: %s", said)
+
+
+async def in_background(*arguments: str) -> tuple[int, str]:
+    """Runs a command of ours in a process of its own, after whatever else wants a processor, and waits for it.
+
+    Gives its exit code and what it said: of an error, or else on its standard output. When this process ends, it does.
+    """
+    # A process, because its work is Python's, too: a thread would hold up every request.
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "crafely", *arguments),
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    with suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, process.pid, _NICENESS)
+    try:
+        out, err = await process.communicate()
+    except asyncio.CancelledError:
+        await _stop(process)
+        raise
+    code = process.returncode or 0
+    return code, " ".join((err if code else out).decode(errors="replace").split())[-2000:]
 
 
 async def _stop(process: asyncio.subprocess.Process) -> None:

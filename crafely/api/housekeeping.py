@@ -14,6 +14,7 @@ TOUCHES = 5.0
 METRICS = 5.0
 SUBSCRIPTIONS = 60.0
 PARTITIONS = 24 * 3600.0
+RETENTION = 600.0
 IDEMPOTENCY_KEYS = 600.0
 SAMPLES = 300.0
 KEYS = 60.0
@@ -30,6 +31,7 @@ async def running(services: Services) -> AsyncIterator[None]:
         (services.observe, METRICS),
         (services.expire_subscriptions, SUBSCRIPTIONS),
         (services.keep_usage, PARTITIONS),
+        (services.retention.drop_usage, RETENTION),
         (services.forget_idempotency_keys, IDEMPOTENCY_KEYS),
         (services.sample_storage, SAMPLES),
         (services.check_keys, KEYS),

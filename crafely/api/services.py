@@ -21,6 +21,7 @@ from crafely.api.monitor_metrics import Metrics
 from crafely.api.problems import Problem
 from crafely.api.recorder import recorder
 from crafely.api.replica import Standby
+from crafely.api.retention import Retention
 from crafely.api.wire import Call, Caller, current_request
 from crafely.auth import Authenticator, Denied, KeyCache, KeyRecord, Verifier
 from crafely.auth.clerk import Clerk
@@ -83,6 +84,7 @@ class Services:
         self._desk_lacks = ""
         self.metrics = Metrics()
         self.backups = Backups(settings)
+        self.retention = Retention(settings, lambda: self.database.session("crafely_admin", HOUSEKEEPING))
         self.hasher = Hasher(settings)
         self._clerk = Clerk(settings)
         # When keys were last used, by row id, in seconds since 1970, until it is written.

@@ -182,7 +182,8 @@ def _answer(outcomes: list[Outcome]) -> Outcomes:
 async def list_(call: Call, query: ListUsage) -> Page[Usage]:
     """List usage.
 
-    The caller's own records, newest first. `from` counts, `to` does not.
+    The caller's own records, newest first. `from` counts, `to` does not. Records of months that are kept no longer are
+    not in it; their sums are.
     """
     before, before_id = position(query)
     from_time = in_utc(query.from_, parameter="from") if query.from_ else _BEGINNING
@@ -227,7 +228,9 @@ async def stats(call: Call, query: UsageStatsQuery) -> Page[UsageStats]:
     """Sum usage.
 
     Sums of the caller's usage by provider, model, type or UTC day, and always by currency. `from` counts, `to` does
-    not; nothing said means the last 30 days, today included. A column that was not grouped by is null.
+    not; nothing said means the last 30 days, today included. A column that was not grouped by is null. Of months whose
+    records are kept no longer, the sums of whole UTC days are left: a range that begins or ends within one of those
+    days is answered with 422.
     """
     # Until midnight: a range of whole days is read from the daily sums alone, whatever today has brought so far.
     to_time = in_utc(query.to, parameter="to") if query.to else datetime.combine(_tomorrow(), time.min, UTC)
@@ -242,7 +245,26 @@ async def stats(call: Call, query: UsageStatsQuery) -> Page[UsageStats]:
         take=query.take + 1,
         skip=int(query.cursor or 0),
     )
+    # Afterwards: what goes in this very moment is then missed, if it was.
+    for parameter, moment in ("from", from_time), ("to", to_time):
+        if moment.time() != time.min and moment < _lately():
+            await _require_records(call, parameter, moment)
     return _sums(rows, query)
+
+
+def _lately() -> datetime:
+    """The month before the last one begins: records from then on are never dropped."""
+    first = datetime.now(UTC).date().replace(day=1)
+    for _ in range(2):
+        first = (first - timedelta(days=1)).replace(day=1)
+    return datetime.combine(first, time.min, UTC)
+
+
+async def _require_records(call: Call, parameter: str, moment: datetime) -> None:
+    if await usage.is_dropped(call.services.session(call), month=moment.date().replace(day=1)):
+        raise invalid(
+            "expected midnight (UTC): of this month only the sums of whole days are kept", parameter=parameter
+        )
 
 
 async def daily(call: Call, query: DailyUsageQuery) -> Page[DailyUsage]:

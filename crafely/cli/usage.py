@@ -1,4 +1,4 @@
-"""``crafely usage``: compare the daily sums with the records they are made of. Only reads."""
+"""``crafely usage``: compare the daily sums with the records they are made of; export a month. Only reads."""
 
 import argparse
 import asyncio
@@ -14,6 +14,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from crafely.cli import usage_export
 from crafely.cli.tables import show
 from crafely.cli.target import connected, require_schema, target
 from crafely.config import Settings, load
@@ -33,7 +34,9 @@ Span = tuple[date | None, date | None]
 
 def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Adds the commands."""
-    parser = commands.add_parser("usage", help="compare daily sums with the records", description=__doc__)
+    parser = commands.add_parser(
+        "usage", help="compare daily sums with the records; export a month", description=__doc__
+    )
     actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
 
     reconcile = actions.add_parser(
@@ -48,6 +51,7 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     reconcile.add_argument("--user", metavar="ID", help="only this user's (default: everybody's)")
     reconcile.add_argument("--json", action="store_true", help="for programs")
     reconcile.set_defaults(run=run)
+    usage_export.add(actions)
 
 
 def _day(argument: str) -> date:

@@ -139,7 +139,7 @@ class Making:
     def write(self, file: str, blocks: Iterable[bytes]) -> tuple[int, str]:
         """Writes a file, to the disk. Gives its bytes and SHA-256."""
         digest, size = hashlib.sha256(), 0
-        with open(self.path / file, "xb", opener=_private) as target:
+        with open(self.path / file, "xb", opener=private) as target:
             for block in blocks:
                 target.write(block)
                 digest.update(block)
@@ -163,9 +163,9 @@ def make(place: Path, started_at: datetime) -> Iterator[Making]:
     path.mkdir(mode=0o700)
     try:
         yield Making(path, name)
-        _sync(path)
+        sync(path)
         path.rename(place / name)
-        _sync(place)
+        sync(place)
     except BaseException:
         shutil.rmtree(path, ignore_errors=True)
         raise
@@ -179,7 +179,7 @@ def turn(place: Path) -> Iterator[None]:
     """
     with plain_errors(place):
         place.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with open(place / "backup.lock", "ab", opener=_private) as file:
+        with open(place / "backup.lock", "ab", opener=private) as file:
             try:
                 # The kernel frees it when its holder is killed.
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -365,7 +365,8 @@ def _digest(manifest: Manifest) -> bytes:
     return hashlib.sha256(msgspec.json.encode(manifest)).digest()
 
 
-def _sync(folder: Path) -> None:
+def sync(folder: Path) -> None:
+    """Sees that the names in a folder are on the disk."""
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(handle)
@@ -373,5 +374,6 @@ def _sync(folder: Path) -> None:
         os.close(handle)
 
 
-def _private(path: str, flags: int) -> int:
+def private(path: str, flags: int) -> int:
+    """An opener of files that nobody else may read, and that no link leads away from."""
     return os.open(path, flags | os.O_NOFOLLOW, 0o600)
