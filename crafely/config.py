@@ -35,6 +35,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     # The database. None: the embedded PostgreSQL in data_dir.
     database_url: str | None = None
+    # What it is: a PostgreSQL, or one whose usage Citus spreads over servers (sql/scale/citus.sql).
+    engine: Literal["postgresql", "citus"] = "postgresql"
     # A transaction pooler before that database: what serves goes through it, and what needs a session goes past it.
     pooler_url: str | None = None
     # A standby of it, or several, for what may be read there, and how many seconds it may be behind before it is left

@@ -11,6 +11,7 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from crafely.api.preconditions import IfMatch, matched
+from crafely.api.recorder import store
 from crafely.api.services import changes
 from crafely.api.usage_records import UsageRecord, columns, encode_records
 from crafely.api.wire import (
@@ -31,7 +32,7 @@ from crafely.api.wire import (
 from crafely.auth import keys
 from crafely.auth.families import MAX_OVERLAP, revoke_family
 from crafely.auth.permissions import Permissions, allows, duplicates, excess
-from crafely.store import api_keys, usage
+from crafely.store import api_keys
 from crafely.store.api_keys import ApiKey
 
 Name = Annotated[str, Meta(min_length=1, max_length=255, description="For people, to tell keys apart.")]
@@ -173,7 +174,8 @@ async def create(call: Call, body: NewApiKey) -> CreatedApiKey:
         )
         if body.usage is not None:
             record = columns(body.usage, user_id=user_id, api_key_id=row.id, pointer="/usage")
-            (recorded,) = await usage.record(transaction, records=encode_records([record]))
+            records, engine = encode_records([record]), call.services.settings.engine
+            (recorded,) = await store(transaction, records=records, engine=engine)
             if recorded.status != "recorded":
                 detail = "a record with this eventId is stored"
                 raise Problem("already_exists", detail, errors=[FieldError(detail=detail, pointer="/usage/eventId")])

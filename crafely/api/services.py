@@ -30,6 +30,7 @@ from crafely.auth.lookups import lookups, package_limits
 from crafely.auth.rate_limits import RateLimits
 from crafely.config import Settings
 from crafely.db import migrate
+from crafely.db.citus import ENGINES
 from crafely.db.listen import Listener
 from crafely.db.query import WrongRoleError
 from crafely.db.session import Database, DatabaseUnavailableError, Identity, Session, unavailable
@@ -69,7 +70,7 @@ class Services:
         self.settings = settings
         self._url = url
         self.openapi = openapi
-        self.database = Database(
+        self.database = ENGINES[settings.engine](
             url,
             size=settings.pool_size,
             pool_timeout=settings.pool_timeout,
@@ -91,7 +92,7 @@ class Services:
         self._touched: dict[str, float] = {}
         self._expected = migrate.expected()
         self.lookups = lookups(self.database, queue=settings.lookup_queue)
-        self.recorder = recorder(self.database, queue=settings.usage_queue)
+        self.recorder = recorder(self.database, queue=settings.usage_queue, engine=settings.engine)
         self.key_cache = KeyCache(size=settings.key_cache_size, seconds=settings.key_cache_seconds)
         self._listener = Listener(
             lambda: self.database.connect("crafely_auth"),
@@ -156,7 +157,7 @@ class Services:
         """
         async with self._desk_lock:
             if self._desk is None:
-                desk = Database(
+                desk = ENGINES[self.settings.engine](
                     self._url,
                     size=2,
                     pool_timeout=self.settings.pool_timeout,

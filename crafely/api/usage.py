@@ -7,6 +7,7 @@ from typing import Annotated, Literal, TypeVar
 import msgspec
 from msgspec import Meta, Raw
 
+from crafely.api.recorder import store
 from crafely.api.usage_records import UsageRecord, UsageRow, columns, encode_record, encode_records
 from crafely.api.wire import (
     Call,
@@ -112,13 +113,14 @@ async def record(call: Call, body: UsageRecord | Items) -> Outcomes:
     than the server has room for, the answer is 503 with `Retry-After`, and the record is not stored.
     """
     user_id, api_key_id = call.caller.user_id, call.caller.api_key_id
+    engine = call.services.settings.engine
     if isinstance(body, UsageRecord):
         row = columns(body, user_id=user_id, api_key_id=api_key_id, pointer="")
         if call.transaction is None:
             # With whatever other requests wait for the database at this moment, in one statement.
             recorded = await call.services.recorder.ask(encode_record(row))
         else:
-            (recorded,) = await usage.record(call.services.session(call), records=encode_records([row]))
+            (recorded,) = await store(call.services.session(call), records=encode_records([row]), engine=engine)
         if recorded.status == "recorded":
             return Outcomes(data=[Outcome(status="recorded", id=recorded.id)], recorded=1, duplicates=0, invalid=0)
         return _answer([_outcome(recorded, "")])
@@ -135,7 +137,7 @@ async def record(call: Call, body: UsageRecord | Items) -> Outcomes:
         session = call.services.database.session("crafely_meter")
         if call.transaction is not None:
             session = call.services.session(call)
-        results = await usage.record(session, records=encode_records(rows))
+        results = await store(session, records=encode_records(rows), engine=engine)
         remaining = iter(results)
         outcomes = [outcome or _outcome(next(remaining), f"/{index}") for index, outcome in enumerate(outcomes)]
     return _answer([outcome for outcome in outcomes if outcome is not None])

@@ -14,6 +14,7 @@ from psycopg.pq import Conninfo
 
 from crafely.config import Settings, SettingsError
 from crafely.db import embedded, migrate
+from crafely.db.citus import ENGINES
 from crafely.db.hosts import undecided
 from crafely.db.migration_files import MigrationError
 from crafely.db.session import Database
@@ -49,6 +50,8 @@ def target(settings: Settings) -> Iterator[Target]:
         _check_url("CRAFELY_POOLER_URL", settings.pooler_url)
     if settings.replica_url is not None:
         _check_url("CRAFELY_REPLICA_URL", settings.replica_url)
+        if settings.engine == "citus":
+            raise SettingsError("CRAFELY_REPLICA_URL: not with CRAFELY_ENGINE=citus: the rows of usage are elsewhere")
     if settings.database_url is None:
         with embedded.running(settings.data_dir, postgres_bin=settings.postgres_bin) as server:
             yield Target(server.url, embedded=True, psql=str(near(server.bin / "psql")))
@@ -78,7 +81,7 @@ async def connected(
     Takes the seconds that a statement may run (None: as when it serves). Raises DatabaseUnavailableError or
     WrongRoleError with one line.
     """
-    database = Database(
+    database = ENGINES[settings.engine](
         url,
         size=1,
         pool_timeout=settings.pool_timeout,

@@ -3,7 +3,7 @@
 Whatever runs statements asks here, so that all of it can stand elsewhere where the connection is not ours alone.
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 from psycopg import AsyncRawCursor
@@ -35,6 +35,8 @@ class Begin:
 
     # Whether a transaction for nobody says something, too.
     always = False
+    # What an engine wants set besides (citus.py).
+    more: ClassVar[dict[str, str]] = {}
 
     def __init__(self, role: str, seconds: float) -> None:
         """Takes the role, and how many seconds one of its statements may run."""
@@ -50,6 +52,7 @@ class Begin:
             # One plan a statement, made once and looked at by whoever reviews it. Left to itself the server plans anew,
             # each time, whatever it believes to be cheaper for the very values: 50 µs of a lookup's 25.
             "plan_cache_mode": "force_generic_plan",
+            **self.more,
         }
 
     def connection(self, options: str) -> dict[str, Any]:

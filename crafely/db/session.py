@@ -163,6 +163,9 @@ class Session:
 class Database:
     """The pools of one process: one for each role that it uses, so that no connection can do more than its role."""
 
+    # What its sessions are (citus.py has others).
+    kind = Session
+
     def __init__(  # what one process needs to know of its database, nothing more
         self,
         url: str,
@@ -243,7 +246,7 @@ class Database:
     def session(self, role: str, identity: Identity = NOBODY) -> Session:
         """A session of one role for one identity: cheap, one for each request. Connections are taken a statement."""
         seconds = self._statement_timeout + _SILENCE
-        return Session(self.pools[role], role, self._begins[role], identity, seconds, self._observe, self.standby)
+        return self.kind(self.pools[role], role, self._begins[role], identity, seconds, self._observe, self.standby)
 
     async def connect(self, role: str) -> Connection:
         """A connection to the server itself, of no pool, to be closed by whoever asked for it. Raises psycopg's errors.

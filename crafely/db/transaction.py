@@ -7,7 +7,6 @@ from typing import Any
 
 import psycopg
 from psycopg import AsyncPipeline, AsyncRawCursor
-from psycopg.sql import SQL, Identifier
 
 from crafely.db.channel import Connection, Observer, Patience
 from crafely.db.query import Result, Statement, check_role
@@ -79,7 +78,9 @@ def cursor_of(connection: Connection, statement: Statement) -> AsyncRawCursor[An
 
 
 async def _become(connection: Connection, role: str) -> None:
-    await AsyncRawCursor(connection).execute(SQL("set local role {}").format(Identifier(role)))
+    # Not «set local role», which Citus would tell its workers: there each role has a connection of its own, that can
+    # become no other.
+    await AsyncRawCursor(connection).execute(b"select set_config('role', $1, true)", [role], prepare=True)
 
 
 async def result_of(cursor: AsyncRawCursor[Any], statement: Statement) -> Result:

@@ -107,6 +107,11 @@ async def record(db: Executor, *, records: msgspec.Raw) -> list[Recorded]:
 
 
 @sql
+async def record_distributed(db: Executor, *, records: msgspec.Raw) -> list[Recorded]:
+    """What ``record`` does, where Citus spreads the tables over servers by user."""
+
+
+@sql
 async def list_for_user(
     db: Executor,
     *,
