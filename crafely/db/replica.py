@@ -12,8 +12,9 @@ What is replayed is what later snapshots see: the server moves that position whe
 round trip and transaction as the statement, before it: so it holds on whichever of several standbys.
 
 Keys are looked up on the primary all the same. One that was revoked must be refused as soon as its NOTIFY has been
-heard, and no standby sends one: a lookup there would first have to ask the primary for its position, which costs the
-primary as much as to find the keys, by the same kind of shared statement.
+heard, and a standby that has not replayed the revocation would bring it back: a lookup there, too, would have to ask
+the primary for its position first. That is a shared statement as the lookup is one, and costs the primary as much with
+eight callers (12 µs for each), 4 µs less of 5 with 64, and each of them a second round trip.
 """
 
 import asyncio
@@ -27,6 +28,7 @@ import psycopg
 from psycopg import AsyncRawCursor
 
 from crafely.db.channel import Connection, Observer, Patience
+from crafely.db.hosts import reasons
 from crafely.db.query import Result, Statement
 from crafely.db.session import Database, DatabaseUnavailableError, Identity, Session
 from crafely.db.transaction import cursor_of, result_of
@@ -172,7 +174,7 @@ class Replica:
             await self._look()
         except Exception as error:
             await self._drop()
-            self._leave(next(iter(str(error).splitlines()), type(error).__name__))
+            self._leave(reasons(error))
 
     async def _look(self) -> None:
         """Compares the standby with the primary. Raises what speaks against using it."""

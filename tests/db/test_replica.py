@@ -145,6 +145,22 @@ def test_behind_is_how_long_something_has_been_missing(primary: Database, nodes:
     assert behind(9999, written=450, replayed=450) == 0
 
 
+async def test_what_another_standby_has_replayed_does_not_count(
+    primary: Database, used: Replica, nodes: list[Node]
+) -> None:
+    """Of several behind one URL: each says itself what it has, together with its answer."""
+    primary.standby = used
+    nodes[1].pause()
+    try:
+        with nodes[0].looking() as connection:
+            connection.execute("insert into threads (id, user_id, name) values ('c', 'carol', 'new')")
+        used.replayed = 2**60
+        assert await names(primary.session("crafely_app", Identity("carol")), "carol") == ["new"]
+        assert (used.answered, used.passed) == (0, 1)
+    finally:
+        nodes[1].resume()
+
+
 async def test_what_the_primary_has_not_is_not_read(primary: Database, nodes: list[Node]) -> None:
     async def position() -> int:
         return 1000
