@@ -4,7 +4,9 @@ create schema crafely_import;
 
 create table crafely_import.run (
     source text not null,
-    began_at timestamptz not null default now()
+    began_at timestamptz not null default now(),
+    -- The table that the rows went to: another one, after «crafely migrate reset», has none of them.
+    destination oid not null
 );
 
 create table crafely_import.progress (

@@ -124,16 +124,24 @@ def _begin(connection: psycopg.Connection[Any], source: psycopg.Connection[Any])
     with plain(THERE):
         identity = prisma.identity(source)
     if connection.execute("select to_regnamespace('crafely_import')").fetchone() != (None,):
-        if connection.execute("select source from crafely_import.run").fetchone() != (identity,):
+        begun = connection.execute(
+            "select source, destination = 'public.usage'::regclass from crafely_import.run"
+        ).fetchone()
+        if begun == (identity, True):
+            return True
+        if begun and begun[1]:
             raise PrismaError(
                 "an import of another source was begun in this database: empty it (crafely migrate reset)"
             )
-        return True
+        # Of a database that was emptied since.
+        connection.execute("drop schema crafely_import cascade")
     with resting(connection):
         if held := [name for (name,) in connection.execute(question("holding")).fetchall()]:
             raise PrismaError(f"the database holds rows already (in {', '.join(held)}): import into a new one")
         connection.execute(question("begin"))
-        connection.execute("insert into crafely_import.run (source) values (%s)", [identity])
+        connection.execute(
+            "insert into crafely_import.run (source, destination) values (%s, 'public.usage'::regclass)", [identity]
+        )
     return False
 
 
