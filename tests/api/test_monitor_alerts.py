@@ -275,6 +275,7 @@ GROWTH = """
 """
 
 
+@pytest.mark.direct(reason="a setting of the database is seen by its next session")
 async def test_a_disk_that_fills_up(session: Session, dba: psycopg.Connection, module_database: str) -> None:
     name = dba.info.dbname
     dba.execute(f"alter database {name} set crafely.storage_limit = '40 MB'".encode())

@@ -347,6 +347,7 @@ async def test_pg_stat_statements_names_the_file(write: Write, alice: Session, s
         ("timestamptz", [datetime(2026, 1, 1, tzinfo=UTC), None]),
     ],
 )
+@pytest.mark.direct(reason="behind a pooler nothing is prepared")
 async def test_one_statement_is_prepared_once_whatever_its_values(
     write: Write, one_connection: Session, kind: str, values: list[object]
 ) -> None:
