@@ -230,6 +230,8 @@ async def test_a_key_that_is_revoked_around_the_failover_is_not_believed(pair: P
 
         assert {await ask() for _ in range(40)} == {200}
         await asyncio.to_thread(pair.primary.kill)
+        # Nobody tells the workers of changes: what they remember is not believed from this moment on.
+        assert {await ask() for _ in range(20)} == {503}
         await asyncio.to_thread(pair.other.promote)
         revoke = "update api_keys set active = false where user_id = 'user_1' returning id"
         assert await asyncio.to_thread(pair.other.ask, revoke) is not None
