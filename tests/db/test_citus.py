@@ -207,7 +207,12 @@ async def test_many_at_once_are_each_who_they_are(database_url: str) -> None:
 @needs_pgbouncer
 async def test_behind_a_pooler_each_transaction_says_everything(server: embedded.Server, database_url: str) -> None:
     with pooling(server.url, default_pool_size=1) as pooler:
-        options: dict[str, Any] = {"size": 4, "pool_timeout": 30, "statement_timeout": 10, "pooler": pooler.url(database_url)}
+        options: dict[str, Any] = {
+            "size": 4,
+            "pool_timeout": 30,
+            "statement_timeout": 10,
+            "pooler": pooler.url(database_url),
+        }
         database = CitusDatabase(database_url, roles=ROLES, **options)
         await database.open()
         try:

@@ -36,6 +36,12 @@ def nodes() -> Iterator[list[Node]]:
         yield nodes
 
 
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a busy machine a little of the log may take longer than anybody waits for it."""
+    monkeypatch.setattr(replica, "WAIT", 60.0)
+
+
 @pytest.fixture
 async def primary(nodes: list[Node]) -> AsyncIterator[Database]:
     async with opened(nodes[0].url, roles=["crafely_app", "crafely_auth"], size=2) as database:
