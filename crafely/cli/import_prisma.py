@@ -122,6 +122,8 @@ def _show(report: Report) -> None:
             refused.add_row(rule.table, rule.column, escape(rule.rule), f"{rule.rows:,}")
         show(refused)
     said = []
+    if report.left_columns:
+        said.append(f"left behind, because nothing here is like them: {', '.join(report.left_columns)}")
     if report.unusable:
         said.append(f"{report.unusable:,} keys were taken that nobody can present here: their holders rotate them")
     took = f"{sum(one.taken for one in report.tables):,} rows in {report.seconds:.1f} s"

@@ -470,7 +470,10 @@ def test_columns_that_are_more_stay_behind_when_somebody_says_so(
     with psycopg.connect(source, autocommit=True) as connection:
         connection.execute('alter table "Thread" add column "color" text')
     assert "Thread.color: is unknown here" in refuses(command, source)
+    done = command.json("import", "prisma", "--from", source, "--leave-behind", "--dry-run")
+    assert done["left_columns"] == ["Thread.color"]
     assert command("import", "prisma", "--from", source, "--leave-behind") == 0, command.err
+    assert command.err.startswith("left behind, because nothing here is like them: Thread.color\n")
     same_rows(source, database_url)
 
 

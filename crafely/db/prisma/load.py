@@ -50,13 +50,17 @@ class Imported(msgspec.Struct, frozen=True):
 
 
 class Report(msgspec.Struct, frozen=True):
-    """What an import did. ``unusable`` are keys that were taken and cannot be presented, ``seconds`` this run's."""
+    """What an import did. ``unusable`` are keys that were taken and cannot be presented, ``seconds`` this run's.
+
+    ``left_columns`` are the source's that are unknown here.
+    """
 
     is_complete: bool
     is_resumed: bool
     is_dry_run: bool
     tables: list[Imported]
     refused: list[Refused]
+    left_columns: list[str]
     unusable: int
     seconds: float
 
@@ -94,7 +98,7 @@ def load(
             raise PrismaError("another import is at work in this database")
         if dry_run:
             stack.enter_context(connection.transaction(force_rollback=True))
-        _require_models(source, leave_behind=leave_behind)
+        left = _require_models(source, leave_behind=leave_behind)
         is_resumed = _begin(connection, source)
         _copy(connection, source, ring, sealed, on_progress)
         refused = _refused(connection)
@@ -107,16 +111,17 @@ def load(
         if is_complete:
             on_progress("summing up days", 0, 0)
             _finish(connection, tables)
-    return Report(is_complete, is_resumed, dry_run, tables, refused, unusable, time.monotonic() - begin)
+    return Report(is_complete, is_resumed, dry_run, tables, refused, left, unusable, time.monotonic() - begin)
 
 
-def _require_models(source: psycopg.Connection[Any], *, leave_behind: bool) -> None:
-    """Raises PrismaError where the source is not as the models are."""
+def _require_models(source: psycopg.Connection[Any], *, leave_behind: bool) -> list[str]:
+    """Gives the columns that stay behind. Raises PrismaError where the source is not as the models are."""
     with plain(THERE):
         found = prisma.differences(source)
     if wrong := [str(one) for one in found if not (one.is_more and leave_behind)]:
         more = f"; and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
         raise PrismaError(f"the source is not as the models are: {'; '.join(wrong[:_SHOWN])}{more}")
+    return [f"{one.table_name}.{one.column_name}" for one in found]
 
 
 def _begin(connection: psycopg.Connection[Any], source: psycopg.Connection[Any]) -> bool:
