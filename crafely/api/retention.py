@@ -2,11 +2,9 @@
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from datetime import date
 from pathlib import Path
-
-import psycopg
 
 from crafely.api.backups import in_background
 from crafely.config import Settings
@@ -24,10 +22,14 @@ PAUSE = 1.0
 class Retention:
     """Drops months. One for each process; several at once are harmless."""
 
-    def __init__(self, settings: Settings, session: Callable[[], Session]) -> None:
+    def __init__(
+        self, settings: Settings, session: Callable[[], Session], drop: Callable[[date], Awaitable[bool | None]]
+    ) -> None:
+        """Takes what gives a session of crafely_admin, and what drops a month: None, while others hold it up."""
         self._months = settings.usage_months
         self._place = settings.usage_export_dir
         self._session = session
+        self._drop_month = drop
 
     async def drop_usage(self) -> None:
         """Drops every month that is past its time, oldest first; where it is to be written first, only then."""
@@ -62,9 +64,8 @@ class Retention:
 
     async def _drop(self, month: date) -> bool:
         for _ in range(ATTEMPTS):
-            try:
-                dropped = await usage.drop_month(self._session(), month=month)
-            except psycopg.errors.LockNotAvailable:
+            dropped = await self._drop_month(month)
+            if dropped is None:
                 await asyncio.sleep(PAUSE)
                 continue
             if dropped:

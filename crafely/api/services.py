@@ -4,7 +4,7 @@ import asyncio
 import copy
 import logging
 from collections.abc import Mapping
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from functools import partial
 from time import time
 from types import MappingProxyType
@@ -85,7 +85,7 @@ class Services:
         self._desk_lacks = ""
         self.metrics = Metrics()
         self.backups = Backups(settings)
-        self.retention = Retention(settings, lambda: self.database.session("crafely_admin", HOUSEKEEPING))
+        self.retention = Retention(settings, self._housekeeping, self._drop_usage_month)
         self.hasher = Hasher(settings)
         self._clerk = Clerk(settings)
         # When keys were last used, by row id, in seconds since 1970, until it is written.
@@ -274,6 +274,15 @@ class Services:
         if made.usage or made.audit_log:
             log.info("partitions made: usage %d, audit_log %d", made.usage, made.audit_log)
         await usage.forget_events(session, older_than=datetime.now(UTC) - EVENT_WINDOW)
+
+    def _housekeeping(self) -> Session:
+        return self.database.session("crafely_admin", HOUSEKEEPING)
+
+    async def _drop_usage_month(self, month: date) -> bool | None:
+        try:
+            return await usage.drop_month(self._housekeeping(), month=month)
+        except psycopg.errors.LockNotAvailable:
+            return None
 
     async def forget_idempotency_keys(self) -> None:
         """Forgets answers that are past their window, some at a time, so that nobody waits for it."""
