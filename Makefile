@@ -10,7 +10,7 @@ SQL_FILES := $(wildcard sql/*/*.sql migrations/*.sql crafely/db/objects/*.sql cr
 # Another server for the tests: PG=/usr/lib/postgresql/15/bin (its programs) or PG=postgresql://… (one that runs).
 PG ?= $(CRAFELY_TEST_POSTGRES)
 
-.PHONY: run test torture failover soak import-prisma schemathesis attack lint schema check wheel audit-dependencies constraints clean
+.PHONY: run test torture failover soak import-prisma schemathesis attack scale lint schema check wheel audit-dependencies constraints clean
 
 run: $(VENV)/.run  ## install, start the embedded PostgreSQL, migrate, print a key, serve
 	@exec $(BIN)/crafely serve
@@ -54,6 +54,12 @@ schemathesis: $(VENV)/.dev  ## REQUESTS requests made from /openapi.json; some t
 
 attack: $(VENV)/.dev  ## the attacks that are among the tests, more of each, and what timing tells; prints what was answered
 	ATTACK=1 CRAFELY_TEST_POSTGRES="$(PG)" $(BIN)/python -m pytest -q tests/attack
+
+ROWS ?= 50000000
+
+# On a disk with 40 GB free; they are removed afterwards. It takes half an hour.
+scale: $(VENV)/.dev  ## one user's sums among ROWS rows of usage and among a million, and a month's retention
+	CRAFELY_DATA_DIR=.crafely/scale $(BIN)/crafely bench scale --rows $(ROWS) --check; done=$$?; rm -rf .crafely/scale; exit $$done
 
 lint: $(VENV)/.dev $(VENV)/.sqlfluff  ## lint, format and types, of Python and of SQL
 	$(BIN)/ruff check

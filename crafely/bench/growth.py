@@ -96,7 +96,7 @@ def bench(place: Place, settings: Settings, options: Options, progress: Progress
     measured = uvloop.run(_measure(seeds, settings, options.plan, progress))
     about = [(call.name, rows) for rows in seeds for call in CALLS]
     grown = [
-        Growth(name, rows, touched, _median(one))
+        Growth(name, rows, touched, median_time(one))
         for (name, rows), touched, one in zip(about, pages, measured, strict=True)
     ]
     return Report(
@@ -132,7 +132,7 @@ def _bounds(lookups: list[Growth]) -> list[Bound]:
     ]
 
 
-def _median(one: Measured) -> float:
+def median_time(one: Measured) -> float:
     """Of the rounds' medians, in microseconds: what a disturbed round shows does not count."""
     return statistics.median(statistics.median(sample.latencies) for sample in one.samples if sample.latencies) * 1e6
 
@@ -183,9 +183,10 @@ def _pages(url: str, call: Call, found: Seed) -> float:
             execute(connection, "identify", values.get("user_id", ""))
             cursor.execute(text, [values[name] for name in called.parameters])
             (plan,) = cursor.fetchone() or (msgspec.Raw(b"[]"),)
-            touched.append(_touched(msgspec.json.decode(plan)[0]["Plan"]))
+            touched.append(touched_pages(msgspec.json.decode(plan)[0]["Plan"]))
     return statistics.mean(touched[WARM_UP:])
 
 
-def _touched(plan: dict[str, Any]) -> int:
+def touched_pages(plan: dict[str, Any]) -> int:
+    """The pages that a plan, as explain gives it, has touched, found in memory or not."""
     return sum(int(plan[f"{kind} Blocks"]) for kind in ("Shared Hit", "Shared Read"))

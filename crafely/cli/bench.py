@@ -61,6 +61,10 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     growth.add_argument("--svg", type=writable, metavar="FILE", help="write the picture alone")
     growth.set_defaults(bench=_growth)
 
+    scale = actions.add_parser("scale", help="what a user's sums cost in a small and in a large table of usage")
+    scale.add_argument("--rows", type=_count, default=50_000_000, metavar="N", help="of the large (default: 50000000)")
+    scale.set_defaults(bench=_scale)
+
     bench_capacity.add(actions)
 
     for action in actions.choices.values():
@@ -183,6 +187,13 @@ def _growth(arguments: argparse.Namespace, settings: Settings, progress: "Progre
 
     options = growth.Options(arguments.max, min(growth.SMALLEST, arguments.max), _plan(arguments))
     return _at(arguments, settings, lambda place: growth.bench(place, settings, options, progress))
+
+
+def _scale(arguments: argparse.Namespace, settings: Settings, progress: "Progress") -> "Report":
+    from crafely.bench import scale  # noqa: PLC0415 - see above
+
+    options = scale.Options(arguments.rows, plan=_plan(arguments))
+    return _at(arguments, settings, lambda place: scale.bench(place, settings, options, progress))
 
 
 def _at(arguments: argparse.Namespace, settings: Settings, measure: "Callable[[Place], Report]") -> "Report":
