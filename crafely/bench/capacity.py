@@ -123,7 +123,10 @@ def _notes(answered: Capacity) -> list[str]:
         f"{machine.daily_groups} rows of daily sums for a user and day, kept for {machine.years:g} years; one "
         "change of a key a year; every record has an eventId; users and keys reach every worker alike."
     )
-    spares = "Not counted: spares. For failover each database wants one standby more, and workers one machine more."
+    spares = (
+        "Beyond one machine every primary and shard is counted with a standby, for failover. Standbys take lists and "
+        "sums (CRAFELY_REPLICA_URL), which are no part of this load, and no lookups. Spare workers are not counted."
+    )
     notes = [planned, assumed, spares]
     hashing = load.lookups * need.shares.cold * costs.cold_worker
     if load.hit_rate is None and hashing > need.worker_cores / 2:

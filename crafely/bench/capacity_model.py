@@ -5,8 +5,8 @@ Plain arithmetic, and the formulas stand beside it:
     utilization     busy processors = what comes in a second × processor seconds of each (the utilization law); full is
                     ``utilization`` of a machine's processors, since queues grow without bound towards all of them
     a worker        one process, so one processor, with a cache of keys of its own
-    a primary       every write: uses of keys, usage; one stream of WAL; reads too, until replicas take them
-    replicas        the rows of keys that no worker remembers
+    a primary       every write: uses of keys, usage; one stream of WAL; and the rows of keys that no worker remembers
+    replicas        a standby of each primary and shard, for failover; they take lists and sums, which are not counted
     shards          usage by user (Citus): what usage costs, but for the coordinator's part
 
 Units: seconds of one processor, bytes, and things a second. No number here is measured; see ``capacity.py``.
@@ -32,7 +32,6 @@ LEDGER_DAYS = 40
 _BIN = 1.1
 # The largest multiple of a load that is looked at.
 _FAR = 1e9
-_WITH_READS, _WRITES = "the primary's processors, reads and writes", "the primary's processors, writes alone"
 
 
 def per_event(batch: int, single: float, event: float, request: float) -> float:
@@ -145,24 +144,25 @@ def demand(load: Load, costs: Costs, machine: Machine) -> Demand:
 
 
 def plan(load: Load, costs: Costs, machine: Machine) -> Answer:
-    """What a load needs: first one machine, then a primary with replicas, then shards, then several databases."""
+    """What a load needs: first one machine, then a primary with a standby, then shards, then several databases."""
     need = demand(load, costs, machine)
     full, log = machine.cores * machine.utilization, machine.wal * machine.utilization
     disk = machine.disk * machine.utilization
     fits = need.touch_wal + need.record_wal <= log and need.key_disk + need.usage_disk <= disk
     if fits and need.worker_cores + need.server_cores <= full:
         return Answer("one machine", need.workers, 0, 1, 0, 0, "", 1, need.connections > machine.max_connections, need)
-    # Reads leave the primary when they do not fit beside the writes, and writes of usage when they do not fit alone.
-    replicas = math.ceil(need.read_cores / full) if need.server_cores > full else 0
+    # Usage leaves the primary when it does not fit beside the rest. Rows of keys never do: a standby may not have heard
+    # yet that a key was revoked.
     shards, shards_for = 0, ""
-    if load.events and (not fits or need.touch_cores + need.record_cores > full):
+    if load.events and (not fits or need.server_cores > full):
         parts = {"processors": need.record_cores / full, "log": need.record_wal / log, "disk": need.usage_disk / disk}
         shards_for = max(parts, key=lambda name: parts[name])
         shards = max(2, math.ceil(parts[shards_for]))
     stays = machine.coordinator if shards else 1
-    written = need.touch_cores + need.record_cores * stays
-    logged, stored = (need.touch_wal, need.key_disk) if shards else (need.touch_wal + need.record_wal, need.key_disk)
-    databases = max(1, math.ceil(written / full), math.ceil(logged / log), math.ceil(stored / disk))
+    busy = need.read_cores + need.touch_cores + need.record_cores * stays
+    logged = need.touch_wal if shards else need.touch_wal + need.record_wal
+    databases = max(1, math.ceil(busy / full), math.ceil(logged / log), math.ceil(need.key_disk / disk))
+    replicas = databases + shards
     apart = math.ceil(need.worker_cores / full)
     return Answer(
         tier="Citus" if shards else "primary",
@@ -189,12 +189,7 @@ def _used_up(machine: Machine) -> list[tuple[str, Callable[[Demand], float], str
             "workers on machines of their own, the database on its own",
         ),
         ("the primary's connections", lambda d: d.connections / machine.max_connections, "a pooler before it"),
-        (_WITH_READS, lambda d: d.server_cores / cores, "replicas for lookups"),
-        (
-            _WRITES,
-            lambda d: (d.touch_cores + d.record_cores) / cores,
-            "Citus for usage",
-        ),
+        ("the primary's processors", lambda d: d.server_cores / cores, "Citus for usage; standbys take lists and sums"),
         ("the primary's log", lambda d: (d.touch_wal + d.record_wal) / machine.wal, "Citus for usage"),
         (
             "the primary's disk",
@@ -203,7 +198,7 @@ def _used_up(machine: Machine) -> list[tuple[str, Callable[[Demand], float], str
         ),
         (
             "the coordinator's processors",
-            lambda d: (d.touch_cores + d.record_cores * part) / cores,
+            lambda d: (d.read_cores + d.touch_cores + d.record_cores * part) / cores,
             "users divided among several databases",
         ),
         ("the coordinator's log", lambda d: d.touch_wal / machine.wal, "users divided among several databases"),
@@ -230,10 +225,6 @@ def limits(load: Load, costs: Costs, machine: Machine) -> list[Limit]:
             middle = math.sqrt(low * high)
             low, high = (low, middle) if over(middle) else (middle, high)
         found.append(Limit(what, what.startswith("one "), high, load.lookups * high, load.events * high, then))
-    # Where no row of a key is read, replicas for that are no help.
-    by_name = {limit.what: limit.factor for limit in found}
-    useless = by_name.get(_WITH_READS, math.inf) > 0.999 * by_name.get(_WRITES, math.inf)
-    found = [limit for limit in found if not (useless and limit.what == _WITH_READS)]
     return sorted(found, key=lambda limit: limit.factor)
 
 

@@ -79,7 +79,7 @@ def _needs(answer: Answer) -> list[list[str]]:
         ["workers", f"{answer.workers:,}"],
         ["machines of workers", f"{answer.worker_machines:,}"],
         ["primaries", f"{answer.databases:,}"],
-        ["replicas for lookups", f"{answer.replicas:,}"],
+        ["standbys, for failover, lists and sums", f"{answer.replicas:,}"],
         ["shards of usage", _shards(answer)],
         ["machines in all", f"{answer.machines:,}"],
         ["a pooler", "yes" if answer.pooler else "no"],

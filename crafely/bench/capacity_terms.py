@@ -130,7 +130,7 @@ class Demand(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class Answer(msgspec.Struct, frozen=True, rename="camel"):
-    """What a load needs, without spares: for failover each database wants a standby more."""
+    """What a load needs."""
 
     # «one machine», «primary» or «Citus».
     tier: str
@@ -138,6 +138,7 @@ class Answer(msgspec.Struct, frozen=True, rename="camel"):
     worker_machines: int
     # Primaries; more than one: users are divided among databases that know nothing of each other.
     databases: int
+    # A standby of each primary and shard; one machine has none.
     replicas: int
     shards: int
     # What they are for: «processors», «log» or «disk», the one that takes most of them; empty where there are none.

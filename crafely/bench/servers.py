@@ -21,6 +21,8 @@ START_SECONDS = 60
 STOP_SECONDS = 30
 # What a server was started for by whoever runs the bench; the bench says itself where and with how many workers.
 _OWN = {f"{PREFIX}{name}" for name in ("DATABASE_URL", "HOST", "PORT", "WORKERS", "ENCRYPTION_KEYS")}
+# Nor does a standby, a pooler or a retention of another database belong to the bench's.
+_OWN |= {f"{PREFIX}{name}" for name in ("REPLICA_URL", "POOLER_URL", "ENGINE", "USAGE_MONTHS", "USAGE_EXPORT_DIR")}
 
 
 class Address(msgspec.Struct, frozen=True):

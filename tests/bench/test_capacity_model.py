@@ -166,14 +166,14 @@ def test_from_one_machine_to_many() -> None:
     assert model.plan(WARM, COSTS, MACHINE).machines == 1
     # 300,000 × 50 µs are 15 processors of the 9.6 that are planned for.
     apart = model.plan(loads(lookups=300_000), COSTS, MACHINE)
-    assert (apart.tier, apart.worker_machines, apart.databases, apart.machines) == ("primary", 2, 1, 3)
+    assert (apart.tier, apart.worker_machines, apart.databases, apart.machines) == ("primary", 2, 1, 4)
     assert apart.workers == 25
     assert not apart.pooler
-    # 1,000,000 rows a second of 20 µs are 20 processors, which is three replicas of 9.6.
-    reading = model.plan(loads(lookups=1_000_000, hit_rate=0.0), COSTS, MACHINE)
-    assert (reading.tier, reading.replicas, reading.shards) == ("primary", 3, 0)
+    # 1,000,000 rows a second of 20 µs are 20 processors, which are three primaries of 9.6, each with its standby.
+    reading = model.plan(loads(lookups=1_000_000, hit_rate=0.0), COSTS, Machine(wal=1e18))
+    assert (reading.tier, reading.databases, reading.replicas, reading.shards) == ("primary", 3, 3, 0)
     assert reading.pooler
-    assert reading.machines == reading.worker_machines + 1 + 3
+    assert reading.machines == reading.worker_machines + 3 + 3
     # 500,000 × 35 µs are 17.5 processors; by the log, 604 MB/s of the 120 planned for, it is six shards.
     usage = model.plan(loads(lookups=0, events=500_000, event_batch=100, retention_months=1), COSTS, MACHINE)
     assert usage.tier == "Citus"
@@ -193,9 +193,9 @@ def test_what_does_not_fit_together_is_apart() -> None:
     large = Machine(disk=1e18)
     # 5 processors of workers and 5 of PostgreSQL, of 9.6: each fits, both do not.
     assert model.plan(loads(lookups=0, events=50_000), COSTS, large).tier == "primary"
-    # 8 of writes, 0.6 of them of keys, and 2.4 of reads.
+    # 7.5 of usage and 2.4 of rows of keys: usage goes, the rows and a quarter of it stay.
     both = model.plan(loads(lookups=120_000, hit_rate=0.0, events=75_000), COSTS, Machine(disk=1e18, wal=1e18))
-    assert (both.tier, both.replicas, both.shards) == ("primary", 1, 0)
+    assert (both.tier, both.databases, both.replicas, both.shards) == ("Citus", 1, 3, 2)
     # 9.5 processors of usage, and 0.4 to note 80,000 keys a second: two shards, though one would hold usage.
     wide = loads(keys=10**9, lookups=80_000, zipf=0.0, events=95_000)
     assert model.plan(wide, COSTS, Machine(disk=1e18, wal=1e18)).shards == 2
@@ -222,14 +222,6 @@ def test_what_ends_first() -> None:
     log = next(limit for limit in events if limit.what == "the primary's log")
     assert log.events == pytest.approx(200e6 / 1500, rel=1e-4)
     assert log.lookups == 0
-
-
-def test_replicas_are_no_help_where_nothing_is_read() -> None:
-    def ends(**changes: float | None) -> list[str]:
-        return [limit.what for limit in model.limits(loads(**changes), COSTS, MACHINE) if "reads" in limit.what]
-
-    assert ends(lookups=0, events=1000) == []
-    assert ends(lookups=1000, events=1000, hit_rate=0.5) == ["the primary's processors, reads and writes"]
 
 
 def test_keys_that_no_disk_holds_end_it_at_once() -> None:
