@@ -15,8 +15,8 @@ input as materialized (
         r.position,
         -- A UUID of version 7: time, then random bits, the same for the whole call, then the position. Such ids follow
         -- each other, so the rows of a call go into one page of the index; and randomness is dear where the server
-        -- opens /dev/urandom for each of them. Measured with 400,000 rows, a thousand a call, on PostgreSQL 18, in bytes
-        -- of the index and of the log for each row: 69 and 218, at 115,000 rows/s. With the server's own uuidv7(), of
+        -- opens /dev/urandom for each of them. Measured with 400,000 rows, a thousand a call, PostgreSQL 18: bytes
+        -- of the index, and of the log, for each row: 69 and 218, at 115,000 rows/s. With the server's own uuidv7(), of
         -- which each is random anew: 77 and 234, at 56,000. With random ids: 100 and 273, at 37,000.
         concat(
             'use_', left(c.time, 8), '-', right(c.time, 4), '-7', substr(c.random, 16, 16),
