@@ -67,7 +67,7 @@ def place(settings: Settings, url: str | None) -> Iterator[Place]:
         return
     # Closed to others, as the embedded server would make it.
     settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    # Six workers that are measured at once, and the bench itself, want more connections than the hundred of the default.
+    # Six workers that are measured at once, and the bench itself, want more connections than the default hundred.
     options = {"shared_buffers": f"{_memory() // 4}MB", "max_connections": "300"}
     with embedded.running(settings.data_dir / "bench", postgres_bin=settings.postgres_bin, options=options) as server:
         yield Place(server.url, server.bin / "pgbench")
