@@ -88,7 +88,7 @@ def bench(place: Place, settings: Settings, options: Options, progress: Progress
     """Seeds what is missing, measures, and answers."""
     # Of two sizes, as they were filled: where loads are measured keys are changed, which leaves room in their pages.
     sizes = [_size_of_keys(place, settings, rows, progress) for rows in (options.rows, options.rows * TIMES)]
-    url = place.database("capacity")
+    url = place.database(f"capacity_{options.rows}")
     found = seed(url, settings, progress, keys=options.rows)
     with connect(url) as connection:
         execute(connection, "clear_usage")
