@@ -208,15 +208,30 @@ class _Source:
 
     def commands(self) -> Iterator[tuple[Caller, str]]:
         """Each command, and the functions that its parser is given to run."""
-        for module in self.modules:
-            if not module.name.startswith("crafely.cli."):
-                continue
-            for function in module.tree.body:
-                if isinstance(function, ast.FunctionDef) and function.name == "add":
-                    for words, run in _commands(function):
-                        caller = Caller("command", " ".join(["crafely", *words]), Place(module.shown, run.lineno))
-                        for name, _ in self._refer(module, "", run):
-                            yield caller, name
+        adds = {
+            module.name: (module, function)
+            for module in self.modules
+            if module.name.startswith("crafely.cli.")
+            for function in module.tree.body
+            if isinstance(function, ast.FunctionDef) and function.name == "add"
+        }
+        # A module may add its actions to the command of another one.
+        within: dict[str, list[str]] = {}
+        for module, function in adds.values():
+            named = _words(function, [])
+            for node in ast.walk(function):
+                match node:
+                    case ast.Call(
+                        func=ast.Attribute(value=ast.Name(id=other), attr="add"), args=[ast.Name(id=owner)]
+                    ) if owner in named:
+                        within[module.names.get(other, "")] = named[owner]
+                    case _:
+                        pass
+        for name, (module, function) in adds.items():
+            for words, run in _commands(function, within.get(name, [])):
+                caller = Caller("command", " ".join(["crafely", *words]), Place(module.shown, run.lineno))
+                for referred, _ in self._refer(module, "", run):
+                    yield caller, referred
 
     def _module(self, name: str) -> _Module:
         return next(module for module in self.modules if module.name == name)
@@ -256,9 +271,9 @@ def _assigned(function: ast.FunctionDef | ast.AsyncFunctionDef) -> dict[str, lis
     return found
 
 
-def _commands(add: ast.FunctionDef) -> Iterator[tuple[list[str], ast.expr]]:
-    """The words of each command that a module adds, and what ``set_defaults`` gives it to run."""
-    words: dict[str, list[str]] = {add.args.args[0].arg: []}
+def _words(add: ast.FunctionDef, before: list[str]) -> dict[str, list[str]]:
+    """The words that lead to each parser of a module, by the name that it has there."""
+    words = {add.args.args[0].arg: before}
     for node in ast.walk(add):
         match node:
             case ast.Assign(
@@ -271,6 +286,16 @@ def _commands(add: ast.FunctionDef) -> Iterator[tuple[list[str], ast.expr]]:
                 value=ast.Call(func=ast.Attribute(value=ast.Name(id=owner), attr="add_subparsers")),
             ):
                 words[name] = words.get(owner, [])
+            case _:
+                pass
+    return words
+
+
+def _commands(add: ast.FunctionDef, before: list[str]) -> Iterator[tuple[list[str], ast.expr]]:
+    """The words of each command that a module adds, and what ``set_defaults`` gives it to run."""
+    words = _words(add, before)
+    for node in ast.walk(add):
+        match node:
             case ast.Call(func=ast.Attribute(value=ast.Name(id=owner), attr="set_defaults"), keywords=given):
                 for keyword in given:
                     yield words.get(owner, []), keyword.value
