@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from typing import Any
 
-from aiohttp import web
+from aiohttp import HttpVersion10, web
 from aiohttp.abc import AbstractStreamWriter
 from aiohttp.http import StreamWriter
 from aiohttp.http_exceptions import HttpProcessingError
@@ -212,6 +212,9 @@ class _Connection(web.RequestHandler):
         assert manager is not None  # noqa: S101 - it is, until the connection is lost, and then nothing gets here
         manager.requests_count += 1
         answer_to = manager.request_handler
+        if not isinstance(message, _ErrInfo) and message.version < HttpVersion10:
+            # It knows neither a status nor headers: nobody who speaks it could read our answer.
+            message = _ErrInfo(400, HttpProcessingError(code=400), "")
         if isinstance(message, _ErrInfo):
             answer_to, message = self._make_error_handler(message), ERROR
         # This very task, until the connection is lost.

@@ -128,6 +128,14 @@ async def test_the_first_http_closes_and_keeps_alive_if_asked(client: Client) ->
                 assert await wire.ended()
 
 
+@pytest.mark.parametrize("line", [b"GET /text", b"GET /text HTTP/0.9"])
+async def test_what_was_before_the_first_http_is_refused(wire: Wire, line: bytes) -> None:
+    await wire.send(line + b"\r\n\r\n")
+    reply = await wire.reply()
+    assert (reply.status, reply.headers[b"Connection"]) == (400, b"close")
+    assert await wire.ended()
+
+
 async def test_connection_close_is_heeded_and_said(wire: Wire) -> None:
     await wire.send(GET.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
     assert (await wire.reply()).headers[b"Connection"] == b"close"

@@ -119,6 +119,9 @@ async def test_everything_comes_back_and_goes_on(
         async with serving(url, signer) as first:
             api = await introduce(first)
             answers = await use_everything(api)
+        with psycopg.connect(url, autocommit=True) as owner:
+            # As housekeeping notes a month that it has dropped.
+            owner.execute("insert into usage_drops (month) values ('2020-01-01')")
         head = await seal(url)
         wanted = everything(url)
         made = await backup(url, "create")

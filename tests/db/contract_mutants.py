@@ -302,7 +302,7 @@ GRANTS = [
       "crafely_app: attribute bypassrls", "grants.txt", "grants"),
     M("schema", "", "grant crafely_auth to crafely_app", "grants", "crafely_app: insert on usage",
       "crafely_app: member of crafely_auth", "grants.txt", "grants"),
-    M("schema", "", "alter default privileges grant select on tables to crafely_app", "grants", "crafely_app: select (body",
+    M("schema", "", "alter default privileges grant select on tables to crafely_app", "grants", "crafely_app: select (month)",
       "by default on every new", "grants.txt", "grants"),
     M("schema", "", "grant select on usage_default to crafely_app", "grants", "crafely_app: select on usage_daily", "usage_default",
       "grants.txt", "grants"),
