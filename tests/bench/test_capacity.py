@@ -24,15 +24,11 @@ from tests.bench.conftest import ROWS, decoded
 @pytest.fixture(scope="module")
 def measured(place: Place) -> Report:
     """One short run: the figures are worth little, but each of them must be there."""
-    if processes.program(_backend(place.url)) is None:
-        pytest.skip("its server must run on this machine")
+    with psycopg.connect(place.url) as connection:
+        if processes.program(connection.info.backend_pid) is None:
+            pytest.skip("its server must run on this machine")
     options = capacity.Options(rows=ROWS, plan=Plan(rounds=1, seconds=0.3))
     return capacity.bench(place, Settings(), options, Progress(disable=True))
-
-
-def _backend(url: str) -> int:
-    with psycopg.connect(url) as connection:
-        return connection.info.backend_pid
 
 
 def test_every_cost_is_measured(measured: Report) -> None:
