@@ -257,14 +257,14 @@ class Services:
     async def check_keys(self) -> None:
         """Sees that the keys are the database's, and notes the one in use. Raises KeyringError with one line."""
         try:
-            await encryption_keys.check(self.database.session("crafely_admin", HOUSEKEEPING), self.keyring)
+            await encryption_keys.check(self._housekeeping(), self.keyring)
         except psycopg.errors.UndefinedTable:
             # There is no schema, and so nothing sealed; /readyz says it.
             log.warning("the database has no table of encryption keys yet")
 
     async def expire_subscriptions(self) -> None:
         """Applies the ends of subscriptions that have come."""
-        if count := await user_subscriptions.expire(self.database.session("crafely_admin", HOUSEKEEPING)):
+        if count := await user_subscriptions.expire(self._housekeeping()):
             log.info("subscriptions expired: %d", count)
 
     async def keep_usage(self) -> None:
