@@ -157,27 +157,17 @@ def verifying(server: Address, found: Seed, numbers: Sequence[int], connections:
 
 def recording(server: Address, found: Seed, batch: int, connections: int, runs: "Runs") -> Run:
     """A load of requests with so many records each, all with an eventId, as a client has them that may send again."""
-    encode = msgspec.json.encode
     users = min(USERS if batch == 1 else BATCH_USERS, found.keys // KEYS_PER_USER)
     tokens = [found.token(user * KEYS_PER_USER + 1) for user in range(users)]
 
     async def run(seconds: float) -> Spent:
         name = runs.next()
-        requests = []
+        bodies: list[tuple[str, object]] = []
         for number, token in enumerate(tokens * (4 if batch == 1 else 1)):
             places = range(number, number + batch)
             records = [usage.record(place, _event(name, number, place)) for place in places]
-            body = encode(records[0] if batch == 1 else records)
-            requests.append(load.request("POST", usage.PATH, server.host, token, body))
-        job = Job(
-            host=server.host,
-            port=server.port,
-            connections=connections,
-            seconds=seconds,
-            requests=requests,
-            status=201,
-            needle=f'"recorded":{batch},'.encode(),
-        )
+            bodies.append((token, records[0] if batch == 1 else records))
+        job = usage.recording(server, bodies, seconds, connections, batch)
         outcome = await load.run(job)
         return _done(outcome, events=_count(outcome) * batch)
 

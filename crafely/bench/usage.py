@@ -162,6 +162,22 @@ def _batches(name: str, server: Address, found: Seed, stored: Stored, *, event_i
     return Side(name, measure, "batches", "events/s")
 
 
+def recording(
+    server: Address, bodies: Sequence[tuple[str, object]], seconds: float, connections: int, events: int
+) -> Job:
+    """A load that records usage: each body by the token that goes with it, of so many records, all of them new."""
+    encode = msgspec.json.encode
+    return Job(
+        host=server.host,
+        port=server.port,
+        connections=connections,
+        seconds=seconds,
+        requests=[load.request("POST", PATH, server.host, token, encode(body)) for token, body in bodies],
+        status=201,
+        needle=f'"recorded":{events},'.encode(),
+    )
+
+
 async def _post(
     server: Address,
     bodies: Sequence[tuple[str, object]],
@@ -172,17 +188,7 @@ async def _post(
     *,
     summed: bool,
 ) -> Sample:
-    encode = msgspec.json.encode
-    requests = [load.request("POST", PATH, server.host, token, encode(body)) for token, body in bodies]
-    job = Job(
-        host=server.host,
-        port=server.port,
-        connections=connections,
-        seconds=seconds,
-        requests=requests,
-        status=201,
-        needle=f'"recorded":{events},'.encode(),
-    )
+    job = recording(server, bodies, seconds, connections, events)
     sample = await load.measure(job, events=events)
     stored.all += sample.count
     stored.summed += sample.count if summed else 0
