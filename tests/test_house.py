@@ -155,7 +155,7 @@ OWN_SERVERS |= {"db.migration_verify", "db.scratch", "db.traffic", "bench.bare",
 
 @every_module
 def test_whoever_connects_asks_for_encryption(path: Path) -> None:
-    connecting = {"psycopg.connect", "psycopg.AsyncConnection.connect", "AsyncConnection.connect"}
+    connecting = {"psycopg.connect", "psycopg.AsyncConnection.connect", "Connection.connect"}
     connecting |= {"AsyncConnectionPool", "psycopg_pool.AsyncConnectionPool"}
     for node in ast.walk(tree(path)):
         called = ast.unparse(node.func).partition("[")[0] if isinstance(node, ast.Call) else ""

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import msgspec
 from psycopg import AsyncRawCursor
 
-from crafely.db.channel import Connection
+from crafely.db.connection import Connection
 
 _SET_IDENTITY = (
     b"select set_config('crafely.user_id', $1, true), set_config('crafely.api_key_id', $2, true),"

@@ -14,13 +14,13 @@ from contextlib import suppress
 from typing import Any
 
 import psycopg
-from psycopg import AsyncConnection, abc, pq
+from psycopg import abc, pq
 from psycopg.adapt import PyFormat, Transformer
 from psycopg.errors import error_from_result
 
+from crafely.db.connection import Connection
 from crafely.db.query import Result, Statement, check_role
 
-Connection = AsyncConnection[tuple[Any, ...]]
 # Told about every statement: its name, its seconds, and whether it failed.
 Observer = Callable[[str, float, bool], None]
 
@@ -234,21 +234,25 @@ class Channel:
                 if answer is None or answer.done():
                     return
                 result = pgconn.get_result()
-                if result is None:
+                if self._is_end(result):
                     break
-                results.append(result)
+                results += [result] if result is not None else []
             else:
                 return
             if pgconn.status == pq.ConnStatus.BAD:
                 raise psycopg.OperationalError("the connection was lost")  # noqa: TRY301 - as consume_input would
         except psycopg.OperationalError as error:
             # The last words of a server that stops, such as 57P01, say more.
-            said = bool(results) and results[-1].status == pq.ExecStatus.FATAL_ERROR
-            self._lose(error_from_result(results[-1]) if said else error)
+            failed = _failed(results)
+            self._lose(error_from_result(failed) if failed is not None else error)
         else:
             self._quick = time.monotonic() - self._begun < _QUICK
-            # An error at the commit comes after the rows, and what has failed last has failed.
-            answer.set_result(results[-1])
+            # An error at the commit comes after the rows.
+            answer.set_result(_failed(results) or results[-1])
+
+    def _is_end(self, result: pq.abc.PGresult | None) -> bool:
+        """Whether a statement's answer ends with this."""
+        return result is None
 
     def _lose(self, error: psycopg.Error) -> None:
         """Drops the connection; a statement that waits for its answer fails."""
@@ -262,6 +266,10 @@ class Channel:
             connection.pgconn.finish()
         if self._answer is not None and not self._answer.done():
             self._answer.set_exception(error)
+
+
+def _failed(results: Sequence[pq.abc.PGresult]) -> pq.abc.PGresult | None:
+    return next((result for result in results if result.status == pq.ExecStatus.FATAL_ERROR), None)
 
 
 _AUTO = [PyFormat.AUTO] * 32

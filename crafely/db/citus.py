@@ -18,7 +18,7 @@ from psycopg import AsyncRawCursor
 from psycopg.sql import SQL, Literal
 
 from crafely.db.begin import NOBODY, Begin, Identity, PooledBegin
-from crafely.db.channel import Connection
+from crafely.db.connection import Connection
 from crafely.db.query import Result, Statement
 from crafely.db.session import Database, Session
 from crafely.db.transaction import cursor_of, result_of

@@ -6,7 +6,8 @@ from collections.abc import Awaitable, Callable
 
 import psycopg
 
-from crafely.db.channel import SILENT, Connection, Patience
+from crafely.db.channel import SILENT, Patience
+from crafely.db.connection import Connection
 
 log = logging.getLogger(__name__)
 

@@ -2,12 +2,11 @@
 
 from collections.abc import Awaitable, Callable, Sequence
 
-import psycopg
 from psycopg import pq
-from psycopg.errors import error_from_result
 
 from crafely.db.begin import NOBODY, PooledBegin
-from crafely.db.channel import Channel, Connection, Observer
+from crafely.db.channel import Channel, Observer
+from crafely.db.connection import Connection
 from crafely.db.query import Statement
 
 
@@ -38,32 +37,8 @@ class PooledChannel(Channel):
         pgconn.pipeline_sync()
         return await self._round_trip()
 
-    def _readable(self) -> None:
-        """Called by the event loop: the pooler has sent something, or has gone."""
-        assert self._connection is not None  # noqa: S101 - while there is a reader there is a connection
-        pgconn, answer, results = self._connection.pgconn, self._answer, self._results
-        try:
-            pgconn.consume_input()
-            while not pgconn.is_busy():
-                if answer is None or answer.done():
-                    return
-                result = pgconn.get_result()
-                if pgconn.status == pq.ConnStatus.BAD:
-                    results += [result] if result is not None else []
-                    raise psycopg.OperationalError("the connection was lost")  # noqa: TRY301 - as consume_input would
-                # Each statement's results end with None, and all of them with this.
-                if result is not None and result.status == pq.ExecStatus.PIPELINE_SYNC:
-                    break
-                results += [result] if result is not None else []
-            else:
-                return
-        except psycopg.OperationalError as error:
-            failed = _failed(results)
-            self._lose(error_from_result(failed) if failed is not None else error)
-        else:
-            # What has failed is followed by what therefore was not tried; an error at the commit comes after the rows.
-            answer.set_result(_failed(results) or results[-1])
-
-
-def _failed(results: Sequence[pq.abc.PGresult]) -> pq.abc.PGresult | None:
-    return next((result for result in results if result.status == pq.ExecStatus.FATAL_ERROR), None)
+    def _is_end(self, result: pq.abc.PGresult | None) -> bool:
+        # Each statement's results end with None, and all of them with this. Lost, there is nothing but None to come.
+        return (
+            self._pgconn.status == pq.ConnStatus.BAD if result is None else result.status == pq.ExecStatus.PIPELINE_SYNC
+        )

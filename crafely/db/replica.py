@@ -27,7 +27,8 @@ from typing import Any
 import psycopg
 from psycopg import AsyncRawCursor
 
-from crafely.db.channel import Connection, Observer, Patience
+from crafely.db.channel import Observer, Patience
+from crafely.db.connection import Connection
 from crafely.db.hosts import reasons
 from crafely.db.query import Result, Statement
 from crafely.db.session import Database, DatabaseUnavailableError, Identity, Session

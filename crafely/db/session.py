@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Protocol
 
 import psycopg
-from psycopg import AsyncConnection, AsyncRawCursor
+from psycopg import AsyncRawCursor
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.pq import PGconn, Ping
 from psycopg.rows import TupleRow
@@ -21,7 +21,8 @@ from psycopg_pool import AsyncConnectionPool
 
 from crafely.db.adapters import ADAPTERS
 from crafely.db.begin import NOBODY, Begin, Identity, PooledBegin
-from crafely.db.channel import SILENT, Channel, Connection, Observer, Patience
+from crafely.db.channel import SILENT, Channel, Observer, Patience
+from crafely.db.connection import Connection
 from crafely.db.hosts import Hosts, reasons
 from crafely.db.pooled_channel import PooledChannel
 from crafely.db.query import Result, Statement, WrongRoleError, check_role
@@ -213,7 +214,7 @@ class Database:
             reconnect_timeout=_RECONNECT,
             name=role,
             configure=configure,
-            connection_class=AsyncConnection,
+            connection_class=Connection,
             kwargs=_options(hosts.url, self._begin(role)),
         )
 
@@ -366,7 +367,7 @@ def _options(url: str, begin: Begin) -> dict[str, Any]:
 
 
 async def _dedicated(hosts: Hosts, begin: Begin) -> Connection:
-    connection = await AsyncConnection.connect(hosts.url, **_options(hosts.url, begin))
+    connection = await Connection.connect(hosts.url, **_options(hosts.url, begin))
     try:
         hosts.found(connection.pgconn)
         await _check_login(connection, begin)

@@ -8,7 +8,8 @@ from typing import Any
 import psycopg
 from psycopg import AsyncPipeline, AsyncRawCursor
 
-from crafely.db.channel import Connection, Observer, Patience
+from crafely.db.channel import Observer, Patience
+from crafely.db.connection import Connection
 from crafely.db.query import Result, Statement, check_role
 
 

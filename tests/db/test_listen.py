@@ -11,7 +11,7 @@ import pytest
 import uvloop
 
 from crafely.db import embedded, listen
-from crafely.db.channel import Connection
+from crafely.db.connection import Connection
 from crafely.db.listen import Listener
 from crafely.db.query import WrongRoleError
 from crafely.db.session import Database

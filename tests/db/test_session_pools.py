@@ -175,6 +175,9 @@ class Turns:
         self._served: list[asyncio.Event] = []
         self.count = 0
 
+    def heard(self, data: bytes) -> None:
+        """Called with what the client has sent, before it is passed on."""
+
     @asynccontextmanager
     async def between(self) -> AsyncIterator[str]:
         """Gives the URL to connect to."""
@@ -202,6 +205,8 @@ class Turns:
             if from_client and not self._client_speaks:
                 self.count += 1
             self._client_speaks = from_client
+            if from_client:
+                self.heard(data)
             to.write(data)
             await to.drain()
         to.close()
