@@ -49,9 +49,9 @@ def test_what_serves_goes_through_it(
 
     assert serving.request("POST", "/v1/agents", key, {"name": "a", "instructions": "i"})[0] == 201
     assert [agent["name"] for agent in serving.get("/v1/agents", key)[1]["data"]] == ["a"]
-    # Of the server's own connections, each worker has the one that listens; the pooler has the other.
+    # Of the server's own connections, each worker has the one that listens, once it has started; the pooler the other.
     direct = "select count(*) from pg_stat_activity where datname = current_database() and application_name like 'cra%'"
-    assert superuser.execute(direct).fetchone() == (2 + 1,)
+    until(lambda: superuser.execute(direct).fetchone() == (2 + 1,), "two listeners and the pooler")
     assert PASSWORD not in serving.err + serving.out
     serving.stop()
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import psycopg
 
-from tests.cli.conftest import until
+from tests.cli.conftest import processes, until
 from tests.torture.scene import Scene
 
 Connection = psycopg.Connection[tuple[object, ...]]
@@ -173,7 +173,12 @@ def kill_worker(scene: Scene) -> int:
 
 def replaced(scene: Scene, victim: int, count: int) -> None:
     """Waits until another one has taken a worker's place."""
-    until(lambda: victim not in (now := scene.workers()) and len(now) == count, "another worker")
+    try:
+        until(lambda: victim not in (now := scene.workers()) and len(now) == count, "another worker")
+    except AssertionError as error:
+        here = {pid: Path(f"/proc/{pid}/stat").read_text().split()[2] for pid in processes(scene.serving.folder)}
+        error.add_note(f"without {victim}, {count} of {scene.workers()}; {here}; said: {scene.serving.err[-3000:]}")
+        raise
 
 
 def wait(seconds: float) -> None:
