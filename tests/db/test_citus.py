@@ -88,6 +88,7 @@ async def test_a_transaction_tells_the_workers_once(single: Database) -> None:
     assert [texts[0], texts[2], *texts[3:]] == ["begin", "set local crafely.user_id = 'alice'", WHO, WHO, "commit"]
 
 
+@pytest.mark.direct(reason="behind a pooler every transaction says something")
 async def test_for_nobody_nothing_is_said(single: Database) -> None:
     sent = traced(single)
     await run(single.session("crafely_app"), WHO)

@@ -12,6 +12,9 @@ from tests.db.harm import Halves, away, backends, end, frozen
 from tests.db.lines import APPLICATION, ECHO, STORE, Stored, echoes, hold, in_flight, line
 from tests.db.statements import until
 
+# Of what happens behind a pooler tests/db/test_pooler.py tells.
+direct = pytest.mark.direct(reason="behind a pooler the end of an idle connection is not the client's")
+
 
 @pytest.fixture
 def stored(superuser: psycopg.Connection) -> Stored:
@@ -19,6 +22,7 @@ def stored(superuser: psycopg.Connection) -> Stored:
     return Stored(superuser)
 
 
+@direct
 @pytest.mark.parametrize("text", [ECHO, STORE], ids=["read", "write"])
 async def test_a_connection_that_was_lost_while_it_was_idle_fails_nobody(
     database_url: str, superuser: psycopg.Connection, stored: Stored, text: str
@@ -108,6 +112,7 @@ async def test_a_server_that_says_nothing_is_given_up_and_reads_are_answered_by_
             assert await one.ask("b") == "<b>"
 
 
+@direct
 async def test_without_a_database_every_caller_is_told_and_with_it_everything_works_again(
     server: embedded.Server, database_url: str
 ) -> None:
@@ -128,6 +133,7 @@ async def test_without_a_database_every_caller_is_told_and_with_it_everything_wo
             assert await one.ask_all(*range(200)) == echoes(*range(200))
 
 
+@direct
 @pytest.mark.parametrize("error", [RuntimeError("as somebody else"), TimeoutError(), OSError("no")])
 async def test_whatever_keeps_a_connection_from_being_made_is_told_and_tried_again(
     database_url: str, superuser: psycopg.Connection, error: Exception
@@ -147,6 +153,7 @@ async def test_whatever_keeps_a_connection_from_being_made_is_told_and_tried_aga
         assert await one.ask("b") == "<b>"
 
 
+@direct
 @pytest.mark.parametrize("number", [0, 1])
 async def test_a_connection_that_cannot_be_made_fails_nobody_while_another_works(
     database_url: str, superuser: psycopg.Connection, number: int
