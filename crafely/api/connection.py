@@ -142,19 +142,22 @@ class _Server(web.Server):
 
 
 class _Connection(web.RequestHandler):
-    __slots__ = ("_begun", "_held", "_owed", "refused")
+    __slots__ = ("_begun", "_held", "_owed", "_writer", "refused")
 
     _held: bool
     # When the head began to arrive that is not here yet; 0: there is none.
     _begun: float
     # When the client was last looked at while it left its answer unread, and the bytes that it had still to take.
     _owed: tuple[float, int] | None
+    # Of all requests: an answer of ours leaves nothing behind in it, and any other is the last.
+    _writer: StreamWriter
     # Whether there are too many others.
     refused: bool
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._held = self.refused = False
         self._begun, self._owed = 0.0, None
+        self._writer = StreamWriter(self, self._loop)
         super().connection_made(transport)
 
     @property
@@ -220,7 +223,7 @@ class _Connection(web.RequestHandler):
         # This very task, until the connection is lost.
         task = self._task_handler or asyncio.current_task()
         assert task is not None  # noqa: S101 - this runs in one
-        request = manager.request_factory(message, payload, self, StreamWriter(self, self._loop), task)
+        request = manager.request_factory(message, payload, self, self._writer, task)
         try:
             answer, gone = await self._answer(request, answer_to)
             if gone:
