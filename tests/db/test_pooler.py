@@ -207,6 +207,17 @@ async def test_a_channel_answers_as_a_session_without_a_pooler_does(
         await channel.close()
 
 
+async def test_a_channel_whose_role_is_gone_says_so(pooled: Database) -> None:
+    channel = pooled.channel(ROLE)
+    assert isinstance(channel, PooledChannel)
+    channel._values[0] = b"crafely_gone"
+
+    for _ in range(2):
+        with pytest.raises(psycopg.errors.InvalidParameterValue, match='role "crafely_gone" does not exist'):
+            await run(channel, "select 1")
+    await channel.close()
+
+
 async def test_a_channel_writes_once(pooled: Database, probe: psycopg.Connection) -> None:
     channel = pooled.channel(ROLE)
     assert (await channel.execute(counting("insert into probe (a) values ($1), (2)"), (1,))).count == 2
