@@ -4,16 +4,21 @@ import csv
 import gzip
 import os
 from datetime import UTC, date, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from crafely.api import housekeeping, retention
+from crafely.api.retention import Retention
+from crafely.config import Settings
+from crafely.store import usage
 from tests.api.conftest import Api, Server, introduce, serving
 from tests.api.test_housekeeping import becomes
 from tests.auth.conftest import Signer
 from tests.cli.conftest import environment
+from tests.db.statements import opened
 from tests.store.test_usage_retention import at, month_before, partition
 
 OLD = month_before(4)
@@ -96,15 +101,30 @@ async def test_a_month_is_written_then_dropped_and_its_sums_stay(
     assert f"month of usage dropped: {OLD:%Y-%m}" in caplog.text
 
 
-@pytest.mark.usefixtures("brisk")
-async def test_what_cannot_be_written_is_not_dropped(
-    database_url: str, signer: Signer, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    in_the_way = tmp_path / "file"
-    in_the_way.write_text("")
-    async with serving(database_url, signer, usage_months=2, usage_export_dir=in_the_way / "exports") as server:
+async def test_one_run_drops_all_that_is_past_its_time(database_url: str, signer: Signer) -> None:
+    async with serving(database_url, signer) as server:
         await with_old_months(server)
-        said = "no month of usage was dropped: "
+        async with opened(database_url, roles=["crafely_admin"]) as database:
+            admin = database.session("crafely_admin")
+            drop = partial(usage.drop_month, admin)
+            await Retention(Settings(usage_months=2), lambda: admin, lambda month: drop(month=month)).drop_usage()
+        assert drops(server) == [OLD, month_before(3)]
+
+
+@pytest.mark.usefixtures("brisk")
+@pytest.mark.parametrize("kind", ["folder", "file"])
+async def test_what_cannot_be_written_is_not_dropped(
+    database_url: str, signer: Signer, tmp_path: Path, caplog: pytest.LogCaptureFixture, kind: str
+) -> None:
+    in_the_way = tmp_path / "usage"
+    if kind == "folder":
+        in_the_way.write_text("")
+        place, said = in_the_way / "exports", "no month of usage was dropped: "
+    else:
+        (in_the_way / f"usage-{OLD:%Y-%m}.csv.gz").mkdir(parents=True)
+        place, said = in_the_way, "month of usage not written, and so not dropped: "
+    async with serving(database_url, signer, usage_months=2, usage_export_dir=place) as server:
+        await with_old_months(server)
         count = caplog.text.count(said)
         await becomes(lambda: caplog.text.count(said), lambda found: found > count + 2)
         assert (drops(server), records(server)) == ([], 6)

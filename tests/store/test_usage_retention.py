@@ -73,7 +73,8 @@ async def test_the_oldest_month_goes_first_and_those_that_are_kept_stay(
     assert count(superuser, "usage_daily") == 6
     assert superuser.execute("select month from usage_drops order by 1").fetchall() == [(one,) for one in dropped]
     assert not await usage.drop_month(admin, month=months[0])
-    assert [await usage.is_dropped(alice, month=one) for one in months] == [True, True, False]
+    asked = [month_before(6), *months]
+    assert [await usage.is_dropped(alice, month=one) for one in asked] == [False, True, True, False]
 
 
 async def test_the_trail_says_which_month_went_and_who_dropped_it(
@@ -154,6 +155,23 @@ async def test_who_is_at_work_is_not_waited_for_and_nobody_waits_long(
     assert count(superuser) == 14
     assert await usage.drop_month(admin, month=months[0])
     assert count(superuser) == 13
+
+
+async def test_a_drop_waits_for_a_moment_whatever_its_session_allows(months: list[date], database_url: str) -> None:
+    with psycopg.connect(database_url) as reader, psycopg.connect(database_url) as dropper:
+        reader.execute("select count(*) from usage")
+        dropper.execute("set lock_timeout = 0; set statement_timeout = '5s'")
+        with pytest.raises(psycopg.errors.LockNotAvailable):
+            dropper.execute("select drop_usage_month(%s)", [months[0]])
+
+
+async def test_of_two_that_drop_at_once_one_finds_nothing_to_do(
+    months: list[date], admin: Session, superuser: psycopg.Connection, database_url: str
+) -> None:
+    with psycopg.connect(database_url) as other:
+        other.execute("select drop_usage_month(%s)", [months[0]])
+        assert not await usage.drop_month(admin, month=months[0])
+    assert superuser.execute("select month from usage_drops").fetchall() == [(months[0],)]
 
 
 async def test_months_go_while_others_write_and_read(
