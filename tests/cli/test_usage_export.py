@@ -11,6 +11,7 @@ from typing import Any
 import psycopg
 import pytest
 
+from crafely.db.backup import Table, month, tables
 from tests.cli.conftest import Command
 from tests.cli.test_usage import INSERT_KEY
 from tests.store.test_usage_retention import make, month_before, partition
@@ -46,6 +47,20 @@ def export(
 
 def read(text: str) -> list[dict[str, Any]]:
     return list(csv.DictReader(io.StringIO(text, newline="")))
+
+
+def test_no_month_is_dropped_between_looking_and_writing(
+    export: Command, tmp_path: Path, superuser: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def drop(connection: psycopg.Connection[Any]) -> list[Table]:
+        # It has just been asked whether the month is there.
+        with pytest.raises(psycopg.errors.LockNotAvailable):
+            superuser.execute("select drop_usage_month(%s)", [OLD])
+        return tables(connection)
+
+    monkeypatch.setattr(month, "tables", drop)
+    assert export(MONTH, "--output", str(tmp_path / "out.csv"), "--json") == 0
+    assert json.loads(export.out)["rows"] == 2
 
 
 def test_a_month_is_written_whole_and_nothing_else(

@@ -57,8 +57,9 @@ def export(url: str, month: date, target: BinaryIO, *, gzip: bool, on_progress: 
     with connect(url, role=ROLE) as connection:
         # A zone of the environment (PGTZ) would be stronger than the connection's own.
         connection.execute("set time zone 'UTC'")
-        connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
         with connection.transaction(), psycopg.RawCursor(connection) as cursor:
+            # No drop between this question and the copy, which is one statement, and so of one moment.
+            cursor.execute("lock table usage in access share mode")
             row = cursor.execute(question("month"), [month, end]).fetchone()
             is_dropped, expected = row or (False, 0)
             if is_dropped:
