@@ -57,7 +57,7 @@ attack: $(VENV)/.dev  ## the attacks that are among the tests, more of each, and
 
 ROWS ?= 50000000
 
-# On a disk with 40 GB free; they are removed afterwards. It takes half an hour.
+# On a disk with 40 GB free; they are removed afterwards. It takes a quarter of an hour.
 scale: $(VENV)/.dev  ## one user's sums among ROWS rows of usage and among a million, and a month's retention
 	CRAFELY_DATA_DIR=.crafely/scale $(BIN)/crafely bench scale --rows $(ROWS) --check; done=$$?; rm -rf .crafely/scale; exit $$done
 

@@ -97,7 +97,7 @@ def _calls(until: datetime) -> list[Call]:
 
 
 def bench(place: Place, settings: Settings, options: Options, progress: Progress) -> Report:
-    """Fills what is missing, which takes half an hour the first time, and measures both sizes in turn.
+    """Fills what is missing, which takes some ten minutes the first time, and measures both sizes in turn.
 
     Raises BenchError where the sizes are no multiples of the measured users' records, or a database has other rows.
     """
