@@ -160,8 +160,8 @@ def plan(load: Load, costs: Costs, machine: Machine) -> Answer:
         shards = max(2, math.ceil(parts[shards_for]))
     stays = machine.coordinator if shards else 1
     busy = need.read_cores + need.touch_cores + need.record_cores * stays
-    logged = need.touch_wal if shards else need.touch_wal + need.record_wal
-    databases = max(1, math.ceil(busy / full), math.ceil(logged / log), math.ceil(need.key_disk / disk))
+    # Usage that has stayed fits: what may be too much for one log is what notes the uses of keys.
+    databases = max(1, math.ceil(busy / full), math.ceil(need.touch_wal / log), math.ceil(need.key_disk / disk))
     replicas = databases + shards
     apart = math.ceil(need.worker_cores / full)
     return Answer(

@@ -179,6 +179,7 @@ def test_from_one_machine_to_many() -> None:
     assert usage.tier == "Citus"
     assert usage.shards_for == "disk"
     assert usage.shards == math.ceil(usage.demand.usage_disk / (16e12 * 0.6)) > math.ceil(604 / 120)
+    assert usage.machines == usage.worker_machines + usage.databases + usage.replicas + usage.shards
     quick = model.plan(loads(lookups=0, events=500_000, event_batch=100, retention_months=1), COSTS, Machine(disk=1e18))
     assert (quick.shards, quick.shards_for) == (math.ceil(604 / 120), "log")
     # What stays on the coordinator, 0.25 × 17.5, fits one.
@@ -204,6 +205,10 @@ def test_what_does_not_fit_together_is_apart() -> None:
     # A million keys noted in a second are 200 MB of log, of the 120 that one primary is planned for.
     noted = model.plan(loads(keys=10**9, lookups=1_000_000, zipf=0.0), COSTS, large)
     assert (noted.databases, noted.shards) == (2, 0)
+    # Half of them, and as much of records: each fits, both do not.
+    both_logs = loads(keys=10**9, lookups=500_000, zipf=0.0, events=40_000, event_batch=100)
+    assert both_logs.events * 1208 < 120e6
+    assert model.plan(both_logs, COSTS, large).tier == "Citus"
     # So are a thousand million keys of 1.6 kB, their trail included, too much for a disk of a terabyte.
     assert model.plan(loads(keys=10**9), COSTS, Machine(disk=1e12)).databases == math.ceil(1.625e12 / 0.6e12)
 
