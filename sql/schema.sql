@@ -791,15 +791,14 @@ create table usage (
     event_id text,
     constraint usage_pkey primary key (id, created_at),
     constraint usage_user_id_api_key_id_fkey foreign key (user_id, api_key_id) references api_keys(user_id, id),
-    constraint usage_cost_check check (cost >= 0::numeric),
     constraint usage_currency_check check (currency ~ '^[a-z]{3}$'::text),
     constraint usage_event_id_check check (length(event_id) >= 1 and length(event_id) <= 255),
     constraint usage_metadata_check check (jsonb_typeof(metadata) = 'object'::text),
     constraint usage_model_check check (length(model) >= 1 and length(model) <= 255),
     constraint usage_provider_check check (length(provider) >= 1 and length(provider) <= 255),
-    constraint usage_tokens_in_check check (tokens_in >= 0),
-    constraint usage_tokens_out_check check (tokens_out >= 0),
-    constraint usage_tokens_total_check check (tokens_total >= 0),
+    constraint usage_tokens_in_tokens_out_tokens_total_cost_check check (least(tokens_in::numeric, tokens_out::numeric,
+        tokens_total::numeric, cost) >= 0::numeric or greatest(tokens_in::numeric, tokens_out::numeric,
+        tokens_total::numeric, cost) <= 0::numeric),
     constraint usage_type_check check (length(type) >= 1 and length(type) <= 255)
 )
 partition by range (created_at);

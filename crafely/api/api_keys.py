@@ -173,7 +173,9 @@ async def create(call: Call, body: NewApiKey) -> CreatedApiKey:
             rate_limit=body.rate_limit,
         )
         if body.usage is not None:
-            record = columns(body.usage, user_id=user_id, api_key_id=row.id, pointer="/usage")
+            record = columns(
+                body.usage, permissions=call.caller.permissions, user_id=user_id, api_key_id=row.id, pointer="/usage"
+            )
             records, engine = encode_records([record]), call.services.settings.engine
             (recorded,) = await store(transaction, records=records, engine=engine)
             if recorded.status != "recorded":

@@ -111,11 +111,14 @@ async def record(call: Call, body: UsageRecord | Items) -> Outcomes:
     itself: a bad one is reported in its place and the others are stored; only when all are bad is the answer 422.
     A repeated `eventId` of the same user is answered with `duplicate: true` and counted once. When more records wait
     than the server has room for, the answer is 503 with `Retry-After`, and the record is not stored.
+
+    Usage is never changed. What was counted wrongly is taken back by a record with amounts below 0 and the `createdAt`
+    of the day that it corrects, which takes the permission `usage:correct`.
     """
     user_id, api_key_id = call.caller.user_id, call.caller.api_key_id
     engine = call.services.settings.engine
     if isinstance(body, UsageRecord):
-        row = columns(body, user_id=user_id, api_key_id=api_key_id, pointer="")
+        row = columns(body, permissions=call.caller.permissions, user_id=user_id, api_key_id=api_key_id, pointer="")
         if call.transaction is None:
             # With whatever other requests wait for the database at this moment, in one statement.
             recorded = await call.services.recorder.ask(encode_record(row))
@@ -129,7 +132,15 @@ async def record(call: Call, body: UsageRecord | Items) -> Outcomes:
     for index, item in enumerate(body):
         pointer = f"/{index}"
         try:
-            rows.append(columns(_parse(item), user_id=user_id, api_key_id=api_key_id, pointer=pointer))
+            rows.append(
+                columns(
+                    _parse(item),
+                    permissions=call.caller.permissions,
+                    user_id=user_id,
+                    api_key_id=api_key_id,
+                    pointer=pointer,
+                )
+            )
             outcomes.append(None)
         except Problem as problem:
             outcomes.append(_invalid(problem, pointer))

@@ -10,11 +10,14 @@ from msgspec import UNSET, Meta, Raw, UnsetType
 
 from crafely.api.services import EVENT_WINDOW
 from crafely.api.wire import Body, FreeObject, Timestamp, decimal_within, free_json, invalid
+from crafely.auth.permissions import CORRECT, allows
 
 # How late a record may come, and how far a client's clock may be ahead. A retry is recognised for longer: EVENT_WINDOW.
 LATEST = timedelta(days=35)
 AHEAD = timedelta(minutes=5)
 MAX_METADATA = 16 * 1024
+# What has more digits does not fit; said before it is asked whether there are too many.
+MAX_COST = 10**8
 INT4_MAX = 2**31 - 1
 
 Text = Annotated[str, Meta(min_length=1, max_length=255)]
@@ -27,11 +30,12 @@ EventId = Annotated[
         f"duplicate: true and counted once. The name is remembered for {EVENT_WINDOW.days} days.",
     ),
 ]
-Tokens = Annotated[int, Meta(ge=0, le=INT4_MAX)]
+# Less than nothing takes back what was counted: see columns().
+Tokens = Annotated[int, Meta(ge=-INT4_MAX, le=INT4_MAX)]
 
 
 class UsageRecord(Body, kw_only=True, frozen=True):
-    """One metered call."""
+    """One metered call; or, with amounts below 0 and the permission usage:correct, the correction of some."""
 
     # One of the caller's keys; the key that sends the record, where it is not sent.
     api_key_id: Text | None = None
@@ -74,16 +78,20 @@ class UsageRow(msgspec.Struct, frozen=True, omit_defaults=True):
     created_at: datetime | None = None
 
 
-def columns(record: UsageRecord, *, user_id: str, api_key_id: str | None, pointer: str) -> UsageRow:
+def columns(
+    record: UsageRecord, *, permissions: frozenset[str], user_id: str, api_key_id: str | None, pointer: str
+) -> UsageRow:
     """The row of ``usage`` for a record.
 
-    Takes the user, the key that sends it (None: it came with a session token) and the record's JSON pointer. Raises
-    Problem (422) for what the type alone does not rule out: a missing key, a cost that does not fit, a time too far.
+    Takes what its sender may do, the user, the key that sends it (None: it came with a session token) and the record's
+    JSON pointer. Raises Problem (422) for what the type alone does not rule out: a missing key, a cost that does not
+    fit, a time too far, an amount below 0.
     """
     if (key := record.api_key_id or api_key_id) is None:
         raise invalid("required, since no API key sends this record", pointer=f"{pointer}/apiKeyId")
     if record.cost is not None:
-        decimal_within(record.cost, f"{pointer}/cost", precision=20, scale=12)
+        decimal_within(record.cost, f"{pointer}/cost", precision=20, scale=12, minimum=-MAX_COST)
+    _refuse_correction(record, permissions, pointer)
     if record.created_at is not None:
         now = datetime.now(UTC)
         if not now - LATEST <= record.created_at <= now + AHEAD:
@@ -91,7 +99,7 @@ def columns(record: UsageRecord, *, user_id: str, api_key_id: str | None, pointe
     tokens_total = record.tokens_total
     if tokens_total is None and (record.tokens_in is not None or record.tokens_out is not None):
         tokens_total = (record.tokens_in or 0) + (record.tokens_out or 0)
-        if tokens_total > INT4_MAX:
+        if abs(tokens_total) > INT4_MAX:
             raise invalid(f"tokensIn and tokensOut together are more than {INT4_MAX}", pointer=f"{pointer}/tokensIn")
     return UsageRow(
         user_id,
@@ -109,6 +117,25 @@ def columns(record: UsageRecord, *, user_id: str, api_key_id: str | None, pointe
         # PostgreSQL knows no offset of sixteen hours or more, which RFC 3339 allows.
         record.created_at.astimezone(UTC) if record.created_at is not None else None,
     )
+
+
+def _refuse_correction(record: UsageRecord, permissions: frozenset[str], pointer: str) -> None:
+    """Raises Problem where an amount is below 0 and may not be. The table's own check is the second of the rules."""
+    amounts = {
+        "tokensIn": record.tokens_in or 0,
+        "tokensOut": record.tokens_out or 0,
+        "tokensTotal": record.tokens_total or 0,
+        "cost": record.cost or 0,
+    }
+    for name, amount in amounts.items():
+        if amount < 0:
+            if not allows(permissions, CORRECT):
+                raise invalid(f"expected 0 or more; less takes the permission {CORRECT}", pointer=f"{pointer}/{name}")
+            if max(amounts.values()) > 0:
+                raise invalid(
+                    "expected all amounts below 0, or none: take back what was counted in a record of its own",
+                    pointer=f"{pointer}/{name}",
+                )
 
 
 def encode_record(row: UsageRow) -> bytes:

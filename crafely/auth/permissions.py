@@ -3,7 +3,8 @@
 A permission is a name such as ``agents:read``. The names in NAMES are the ones this program asks for; a key may carry
 others of the customer's own (``documents:read``), which only ``/v1/api-keys/verify`` looks at. ``*`` stands for every
 permission but the administrators': those must be named, so that a wildcard handed out in haste never opens the data of
-others. ``admin`` stands for all of theirs: ``monitor:read`` alone is for a dashboard.
+others. ``admin`` stands for all of theirs: ``monitor:read`` alone is for a dashboard, ``usage:correct`` for whoever
+takes usage back.
 """
 
 from collections import Counter
@@ -15,6 +16,7 @@ from msgspec import Meta
 EVERYTHING = "*"
 ADMIN = "admin"
 MONITOR = "monitor:read"
+CORRECT = "usage:correct"
 
 NAMES = frozenset(
     {
@@ -31,6 +33,7 @@ NAMES = frozenset(
         "user-subscriptions:write",
         "usage:read",
         "usage:write",
+        CORRECT,
         # Nobody but an admin writes these three, so there is no name for it.
         "packages:read",
         "audit-log:read",
@@ -38,7 +41,7 @@ NAMES = frozenset(
     }
 )
 # Not for users: every session token of theirs holds ``*``.
-_ADMINISTRATORS = frozenset({ADMIN, MONITOR})
+_ADMINISTRATORS = frozenset({ADMIN, MONITOR, CORRECT})
 
 # Python's $ also matches before a last newline, JSON Schema's does not: the look-ahead makes both mean the end.
 PATTERN = r"^(\*|[a-z][a-z0-9-]*(:[a-z][a-z0-9-]*)?)(?!\n)$"

@@ -46,7 +46,7 @@ _FORMATS = {
     "date": re.compile(r"\d{4}-\d\d-\d\d"),
     "date-time": re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,6})?Z"),
     # Never with an exponent.
-    "decimal": re.compile(r"\d+(\.\d+)?"),
+    "decimal": re.compile(r"-?\d+(\.\d+)?"),
 }
 FORMATS = FormatChecker(formats=())
 for _name, _pattern in _FORMATS.items():

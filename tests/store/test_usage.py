@@ -242,8 +242,8 @@ async def test_a_user_records_against_own_keys_only(
 @pytest.mark.parametrize(
     ("broken", "constraint"),
     [
-        ({"tokens_in": -1}, "usage_tokens_in_check"),
-        ({"cost": Decimal("-0.01")}, "usage_cost_check"),
+        ({"tokens_in": -1, "tokens_out": 1}, "usage_tokens_in_tokens_out_tokens_total_cost_check"),
+        ({"tokens_total": 1, "cost": Decimal("-0.01")}, "usage_tokens_in_tokens_out_tokens_total_cost_check"),
         ({"currency": "EURO"}, "usage_currency_check"),
         ({"provider": ""}, "usage_provider_check"),
         ({"metadata": [1]}, "usage_metadata_check"),

@@ -22,8 +22,8 @@ cross join lateral (
     ),
     (
         'permissions',
-        'admin and monitor:read are for administrators of all users: give them here, by name',
-        s.permissions && '{admin,monitor:read}'
+        'admin, monitor:read and usage:correct are for administrators: give them here, by name',
+        s.permissions && '{admin,monitor:read,usage:correct}'
     ),
     ('createdAt', 'expected a time in the years 1 to 9999', s.created_at not between '0001-01-01' and '9999-12-31'),
     ('updatedAt', 'expected a time in the years 1 to 9999', s.updated_at not between '0001-01-01' and '9999-12-31'),
