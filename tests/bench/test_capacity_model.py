@@ -227,6 +227,10 @@ def test_what_ends_first() -> None:
     log = next(limit for limit in events if limit.what == "the primary's log")
     assert log.events == pytest.approx(200e6 / 1500, rel=1e-4)
     assert log.lookups == 0
+    # 100 µs of PostgreSQL for each, of 16 processors; and a quarter of it, where the rest is on shards.
+    busy = {limit.what: limit.events for limit in events}
+    assert busy["the primary's processors"] == pytest.approx(160_000, rel=1e-4)
+    assert busy["the coordinator's processors"] == pytest.approx(640_000, rel=1e-4)
 
 
 def test_keys_that_no_disk_holds_end_it_at_once() -> None:
