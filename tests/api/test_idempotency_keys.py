@@ -75,7 +75,7 @@ async def request(api: Api, route: Route) -> Request:
             package = await api.admin.post("/v1/packages", {"name": f"{user} subscribes", "price": "1"})
             body, counting = {"packageId": package["id"]}, counting.format("user_subscriptions")
         case "/v1/usage":
-            body, counting = [{"model": "m"}, {"cost": "-1"}], counting.format("usage")
+            body, counting = [{"model": "m"}, {"currency": "EURO"}], counting.format("usage")
         case _:
             made = await prepare(api, noun, path.rpartition("/")[2])
             path = path.replace("{id}", made)
