@@ -121,12 +121,11 @@ def columns(
 
 def _refuse_correction(record: UsageRecord, permissions: frozenset[str], pointer: str) -> None:
     """Raises Problem where an amount is below 0 and may not be. The table's own check is the second of the rules."""
-    amounts = {
-        "tokensIn": record.tokens_in or 0,
-        "tokensOut": record.tokens_out or 0,
-        "tokensTotal": record.tokens_total or 0,
-        "cost": record.cost or 0,
-    }
+    given = (record.tokens_in or 0, record.tokens_out or 0, record.tokens_total or 0, record.cost or 0)
+    # Nearly every record: no more is made of it.
+    if min(given) >= 0:
+        return
+    amounts = dict(zip(("tokensIn", "tokensOut", "tokensTotal", "cost"), given, strict=True))
     for name, amount in amounts.items():
         if amount < 0:
             if not allows(permissions, CORRECT):

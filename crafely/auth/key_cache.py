@@ -128,7 +128,7 @@ class KeyCache:
 
     def __init__(self, *, size: int, seconds: float) -> None:
         """Takes how many entries of a kind are kept, and the seconds for which a row is believed at most."""
-        # Copied for each token: the key is mixed in once, half of what a digest costs.
+        # Copied for each token: the key is mixed in once, a third of what a digest costs.
         self._keyed = blake2b(key=secrets.token_bytes(32), digest_size=DIGEST_BYTES)
         self._size = size
         self._seconds = seconds
