@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from datetime import UTC, date, datetime, time, timedelta
+from functools import partial
 from typing import Annotated, Literal, TypeVar
 
 import msgspec
@@ -115,10 +116,10 @@ async def record(call: Call, body: UsageRecord | Items) -> Outcomes:
     Usage is never changed. What was counted wrongly is taken back by a record with amounts below 0 and the `createdAt`
     of the day that it corrects, which takes the permission `usage:correct`.
     """
-    user_id, api_key_id = call.caller.user_id, call.caller.api_key_id
-    engine = call.services.settings.engine
+    caller, engine = call.caller, call.services.settings.engine
+    row_of = partial(columns, permissions=caller.permissions, user_id=caller.user_id, api_key_id=caller.api_key_id)
     if isinstance(body, UsageRecord):
-        row = columns(body, permissions=call.caller.permissions, user_id=user_id, api_key_id=api_key_id, pointer="")
+        row = row_of(body, pointer="")
         if call.transaction is None:
             # With whatever other requests wait for the database at this moment, in one statement.
             recorded = await call.services.recorder.ask(encode_record(row))
@@ -132,15 +133,7 @@ async def record(call: Call, body: UsageRecord | Items) -> Outcomes:
     for index, item in enumerate(body):
         pointer = f"/{index}"
         try:
-            rows.append(
-                columns(
-                    _parse(item),
-                    permissions=call.caller.permissions,
-                    user_id=user_id,
-                    api_key_id=api_key_id,
-                    pointer=pointer,
-                )
-            )
+            rows.append(row_of(_parse(item), pointer=pointer))
             outcomes.append(None)
         except Problem as problem:
             outcomes.append(_invalid(problem, pointer))
